@@ -1,0 +1,155 @@
+"""Which implementation serves which operator on which device, and why.
+
+Every operator has a `reference` (plain PyTorch, any device). Faster implementations join by one call of `register`.
+The choice is made at each call: the backend named by `use_backend` or `MEDSORA_BACKEND` if it can serve the operator,
+else the available implementation with the highest priority for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+BACKENDS = ("reference", "native", "triton", "cuda")
+OPERATORS = ("gather", "merge", "path_scan", "ssd_scan", "spectral_filter", "focal_frequency_loss")
+DEVICES = ("cpu", "cuda")
+
+_log = logging.getLogger("medsora_ops")
+_requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("medsora_backend", default=None)
+_table: dict[tuple[str, str], Implementation] = {}
+_announced: set[tuple[str, str, str]] = set()
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of one operator.
+
+    forward, backward: callables whose arguments the operator's `op.py` defines.
+    devices: device types it runs on.
+    priority: the highest one available serves a device by default.
+    unavailable: returns None when it can run here, else the reason why not, in words.
+    supports: given the operator's arguments, returns None or the reason why this call is not served.
+    """
+
+    operator: str
+    backend: str
+    forward: Callable
+    backward: Callable | None
+    devices: tuple[str, ...]
+    priority: int
+    unavailable: Callable[[], str | None]
+    supports: Callable[..., str | None]
+
+
+def register(
+    operator: str,
+    backend: str,
+    forward: Callable,
+    backward: Callable | None = None,
+    *,
+    devices: tuple[str, ...] = DEVICES,
+    priority: int = 0,
+    unavailable: Callable[[], str | None] = lambda: None,
+    supports: Callable[..., str | None] = lambda *args, **kwargs: None,
+) -> None:
+    """Add one implementation to the table. Raises ValueError for a name outside `OPERATORS` or `BACKENDS`."""
+    if operator not in OPERATORS:
+        raise ValueError(f"operator: got {operator!r}, wants one of {', '.join(OPERATORS)}")
+    _check_backend(backend)
+    _table[operator, backend] = Implementation(
+        operator, backend, forward, backward, devices, priority, unavailable, supports
+    )
+
+
+def select(operator: str, device: str, *args, **kwargs) -> Implementation:
+    """The implementation that serves `operator` on `device` for these arguments; logged once at INFO level.
+
+    A requested backend that cannot serve the call is an error; without a request the best available one is taken.
+    """
+    requested = _requested.get() or os.environ.get("MEDSORA_BACKEND") or None
+    if requested is not None:
+        _check_backend(requested)
+        chosen = _table.get((operator, requested))
+        reason = _refusal(chosen, operator, requested, device, *args, **kwargs)
+        if reason is not None:
+            raise ValueError(f"backend {requested!r} cannot serve {operator} on {device}: {reason}")
+    else:
+        candidates = sorted(
+            (i for (name, _), i in _table.items() if name == operator), key=lambda i: i.priority, reverse=True
+        )
+        chosen = next(
+            (i for i in candidates if _refusal(i, operator, i.backend, device, *args, **kwargs) is None), None
+        )
+        if chosen is None:
+            raise ValueError(f"no implementation of {operator} on {device}: see medsora_ops.backend_report()")
+    if (operator, device, chosen.backend) not in _announced:
+        _announced.add((operator, device, chosen.backend))
+        _log.info("%s on %s is served by %s", operator, device, chosen.backend)
+    return chosen
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, operators run on backend `name`: "reference", "native", "triton" or "cuda".
+
+    Raises ValueError for an unknown name at once, and at the call if that backend cannot serve it.
+    The environment variable `MEDSORA_BACKEND` does the same for a whole process.
+    """
+    _check_backend(name)
+    token = _requested.set(name)
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def _check_backend(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"backend: got {name!r}, wants one of {', '.join(BACKENDS)}")
+
+
+def _refusal(chosen, operator, backend, device, *args, **kwargs) -> str | None:
+    if chosen is None:
+        return f"{backend} has no {operator} yet"
+    if device not in chosen.devices:
+        return f"runs on {', '.join(chosen.devices)} only"
+    return chosen.unavailable() or chosen.supports(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One line of `backend_report`: an operator, a backend, whether it can run here, and which devices it serves."""
+
+    operator: str
+    backend: str
+    available: bool
+    reason: str
+    serves: tuple[str, ...]
+
+
+def backend_report() -> list[ReportRow]:
+    """Each operator with each backend: available or not and why, and which devices it serves by default."""
+    rows = []
+    for operator in OPERATORS:
+        ranked = {
+            device: max(
+                (
+                    i
+                    for (name, _), i in _table.items()
+                    if name == operator and device in i.devices and i.unavailable() is None
+                ),
+                key=lambda i: i.priority,
+                default=None,
+            )
+            for device in DEVICES
+        }
+        for backend in BACKENDS:
+            chosen = _table.get((operator, backend))
+            reason = f"{backend} has no {operator} yet" if chosen is None else chosen.unavailable()
+            serves = tuple(d for d in DEVICES if chosen is not None and ranked[d] is chosen)
+            rows.append(ReportRow(operator, backend, reason is None, reason or "", serves))
+    return rows

@@ -1,0 +1,20 @@
+"""What every test run shares: deterministic hypothesis profiles and the way to `sampling`."""
+
+import sys
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from sampling import FULL  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+
+settings.register_profile(
+    "sampled", max_examples=15, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "full", max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("full" if FULL else "sampled")
