@@ -4,30 +4,40 @@ Each writer makes a file of a temporary name in the target's own folder, syncs i
 syncs the folder. A reader, or a run that was killed, sees the old file or the new one and never a part.
 """
 
+import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".writing-"
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-    """Writes `data` to `path`, replacing a file that is there; missing parent folders are made."""
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path` (same suffix) to write to; on success it takes `path`'s place.
+
+    Missing parent folders are made. If the block raises, the temporary file is removed and `path` stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path`, replacing a file that is there; missing parent folders are made."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -42,13 +52,18 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 def save_tensors(path: str | os.PathLike, tensors: Mapping, metadata: Mapping[str, str] | None = None) -> None:
     """Writes a safetensors file of torch tensors (any device, any layout), whole or not at all."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    storages = {tensor.untyped_storage().data_ptr() for tensor in ready.values() if tensor.numel()}
-    if len(storages) < sum(1 for tensor in ready.values() if tensor.numel()):  # shared memory is refused by the format
-        ready = {name: tensor.clone() for name, tensor in ready.items()}
-    write_bytes(path, save(ready, metadata=dict(metadata) if metadata else None))
+    ready, storages = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()  # the format refuses tensors that share memory
+        storages.add(tensor.untyped_storage().data_ptr())
+        ready[name] = tensor
+    with replacing(path) as temporary:
+        save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
 
 
 def temporary_path(path: Path) -> Path:
