@@ -1,0 +1,93 @@
+"""Local attention inside a frame: each token sees the tokens at most `window` places away in raster order.
+
+Cost grows linearly with the number of tokens: queries are cut into blocks, and each block meets only the keys of its own
+block and `window` more on either side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+QUERY_BLOCK = 32
+
+
+class LocalAttention(nn.Module):
+    """Softmax attention over |i - j| <= window with rotary positions i + window for queries and j for keys.
+
+    hidden_size: width D of the tokens. heads: number of heads, a divisor of D with an even quotient.
+    window: reach on either side, in tokens. output_projection: a linear map after the heads (none in the released form,
+    which also has one head of width D). q, k and v carry no bias; scores are scaled by (D / heads) ** -0.5.
+    Raises ValueError where heads does not divide D into even parts.
+    """
+
+    def __init__(self, hidden_size: int, heads: int, window: int = 8, output_projection: bool = True):
+        super().__init__()
+        if heads < 1 or hidden_size % heads or (hidden_size // heads) % 2:
+            raise ValueError(f"attention_heads: got {heads}, wants a divisor of {hidden_size} with an even quotient")
+        if window < 1:
+            raise ValueError(f"attention_window: got {window}, wants 1 or more")
+        self.heads = heads
+        self.window = window
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.key = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.value = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=False) if output_projection else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (sequences, tokens, D) -> (sequences, tokens, D). Any number of tokens from 1."""
+        n, tokens, width = x.shape
+        q, k, v = (
+            linear(x).view(n, tokens, self.heads, -1).transpose(1, 2) for linear in (self.query, self.key, self.value)
+        )
+        q = rotate(q, first_position=self.window)
+        k = rotate(k, first_position=0)
+        y = banded_attention(q, k, v, self.window)
+        return self.output(y.transpose(1, 2).reshape(n, tokens, width))
+
+
+def rotate(x: Tensor, first_position: int) -> Tensor:
+    """Rotary positions (RoFormer, Su et al. 2021): token i is turned by (first_position + i) * 10000^(-2k / width).
+
+    x: (..., tokens, width), width even; the first half of the channels is rotated with the second half.
+    Angles are computed in float32 at least.
+    """
+    tokens, width = x.shape[-2:]
+    angle_type = torch.promote_types(x.dtype, torch.float32)
+    k = torch.arange(0, width, 2, device=x.device, dtype=angle_type)
+    position = torch.arange(first_position, first_position + tokens, device=x.device, dtype=angle_type)
+    angle = torch.outer(position, 10000.0 ** (-k / width))
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = QUERY_BLOCK) -> Tensor:
+    """Softmax attention restricted to |i - j| <= window, in time and memory linear in the number of tokens.
+
+    q, k, v: (sequences, heads, tokens, width), one dtype. Returns the same shape.
+    """
+    n, heads, tokens, width = q.shape
+    block = min(block, tokens)
+    blocks = -(-tokens // block)
+    tail = blocks * block - tokens
+    reach = block + 2 * window
+    q = F.pad(q, (0, 0, 0, tail)).reshape(n * heads, blocks, block, width)
+    # Keys of query block b: padded positions b * block ... b * block + reach - 1. (unfold puts the window last.)
+    k, v = (
+        F.pad(t, (0, 0, window, window + tail)).flatten(0, 1).unfold(1, reach, block).transpose(-1, -2) for t in (k, v)
+    )
+    y = F.scaled_dot_product_attention(q, k, v, attn_mask=band_mask(tokens, block, window, q.device))
+    return y.reshape(n, heads, blocks * block, width)[:, :, :tokens]
+
+
+def band_mask(tokens: int, block: int, window: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which keys each query may see: bool (1, blocks, block, block + 2 window), True where it may."""
+    blocks = -(-tokens // block)
+    i = torch.arange(blocks * block, device=device).view(blocks, block, 1)
+    start = torch.arange(blocks, device=device).view(blocks, 1, 1) * block - window
+    j = start + torch.arange(block + 2 * window, device=device)
+    real_key = (j >= 0) & (j < tokens)
+    # Padding queries see themselves: a row without any key would be NaN, and NaN spreads through the gradient.
+    return (((i - j).abs() <= window) & (real_key | (i == j))).unsqueeze(0)
