@@ -1,0 +1,29 @@
+// gather and merge on a CPU: rows of channels between grid order and scan order.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/path.h"
+#include "add_rows.h"
+
+namespace medsora {
+
+// Distances in bytes between neighbours of each axis; channels of one token are contiguous.
+struct GridStrides {
+    std::int64_t video, token;
+};
+struct ScanStrides {
+    std::int64_t video, direction, sequence, step;
+};
+
+// x (videos, tokens, channels) -> y (videos, 2, sequences, length, channels), y contiguous: the forward walk and the
+// same walk from its end. Copies bytes, so every element type is served.
+void gather(const char* x, GridStrides x_strides, char* y, const Path& path, std::int64_t videos,
+            std::int64_t row_bytes, int threads);
+
+// y (videos, 2, sequences, length, channels) -> x (videos, tokens, channels), x contiguous: the two directions added
+// back in grid order. Each output row is one sum of two terms, so the thread count cannot change a bit.
+void merge(const char* y, ScanStrides y_strides, char* x, const Path& path, std::int64_t videos,
+           std::int64_t channels, Element element, Isa isa, int threads);
+
+}  // namespace medsora
