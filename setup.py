@@ -32,8 +32,9 @@ class OptionalBuild(build_ext):
             forget(self.get_ext_fullpath(ext.name))
             print(
                 f"\n*** medsora_ops._C was not built: {error}\n"
-                "*** The install goes on; plain PyTorch serves its operators. For the native ones install a C++17\n"
-                "*** compiler (Debian: apt install g++) and install again. MEDSORA_REQUIRE_EXT=1 makes this an error.\n",
+                "*** The install goes on, and plain PyTorch serves the operators. For the native ones install a C++17\n"
+                "*** compiler (Debian: apt install g++), then this package again.\n"
+                "*** With MEDSORA_REQUIRE_EXT=1 a failed build is an error.\n",
                 file=sys.stderr,
             )
 

@@ -36,7 +36,10 @@ def _load() -> tuple[ModuleType | None, str | None]:
         return None, f"the extension medsora_ops._C does not load: {error}"
     built_for = _C.build_info()["version"]
     if built_for != __version__:
-        return None, f"the extension medsora_ops._C was built for version {built_for}, this is {__version__}: build again"
+        return (
+            None,
+            f"the extension medsora_ops._C was built for version {built_for}, this is {__version__}: build again",
+        )
     return _C, None
 
 

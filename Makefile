@@ -1,0 +1,66 @@
+# From a fresh clone to a trained model: `make train`. What else there is: `make help`.
+# Needs Python 3.11 or later and, for the native operators, a C++17 compiler. Everything is installed into .venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+READY  := $(VENV)/.ready
+SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shell find csrc -type f)
+PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
+ARGS   ?=
+
+.PHONY: help setup train test test-full lint format clean
+.DEFAULT_GOAL := help
+
+help:  ## print this list
+	@echo "make <target>, where <target> is one of"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create .venv, install everything, build the native operators (the other targets do it too)
+
+train: $(READY)  ## train on built-in real data, sample, and say where the results are; ARGS="..." is passed on
+	@$(RUN) -m medsora.train $(ARGS)
+
+test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
+	@$(RUN) -m pytest -q --durations=15 $(ARGS)
+
+test-full: $(READY)  ## run the tests over all cases
+	@MEDSORA_TEST_FULL=1 $(RUN) -m pytest -q --durations=15 $(ARGS)
+
+lint: $(READY)  ## check style and formatting
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+
+format: $(READY)  ## rewrite the sources in the project's format
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+clean:  ## remove .venv and what the build left
+	rm -rf $(VENV) build dist *.egg-info medsora_ops/*.so
+
+# The set-up is done again only when something it was made from has changed.
+# A torch that the system's Python already has is used as it is; otherwise the constrained version is installed.
+$(READY): $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "$(PYTHON) is missing or older than Python 3.11: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null \
+	  || { echo "$(PYTHON) cannot create environments: install the package python3-venv" >&2; exit 1; }
+	@if test ! -x $(RUN); then \
+	  if $(PYTHON) -c 'import torch' 2>/dev/null; then shared=--system-site-packages; fi; \
+	  echo "creating $(VENV)"; $(PYTHON) -m venv $$shared $(VENV) \
+	    || { echo "could not create $(VENV)" >&2; rm -rf $(VENV); exit 1; }; \
+	fi
+	@found=$$($(RUN) -c 'import torch; print(torch.__version__)' 2>/dev/null | grep -E '^2\.(1[1-9]|[2-9][0-9])\.'); \
+	if test -n "$$found"; then \
+	  echo "using torch $$found"; \
+	  { grep -v -E '^(torch|triton)==' constraints.txt; echo "torch==$$found"; } > $(VENV)/constraints.txt; \
+	else \
+	  cp constraints.txt $(VENV)/constraints.txt; \
+	fi
+	@echo "installing medsora and what it needs into $(VENV) (about a minute and a half the first time)"
+	@{ $(RUN) -c 'import setuptools, pybind11' 2>/dev/null \
+	     || $(PIP) install -c $(VENV)/constraints.txt setuptools pybind11; } \
+	  && $(PIP) install --no-build-isolation -c $(VENV)/constraints.txt -e ".[test]" \
+	  || { echo "The set-up did not succeed; the lines above say why. Running make again goes on from here." >&2; exit 1; }
+	@$(RUN) -c 'from medsora_ops import native; print("native operators:", native.unavailable() or "built")'
+	@touch $@
