@@ -2,7 +2,7 @@
 
 It is synthetic and looks it; it serves where many clips or a class label are needed and no patient may be involved.
 
-The wall is a height field R(z, angle): distance from the tube's centre line, along it and around it. Each pixel's ray is
+The wall is a height field R(z, angle): distance from the centre line, along the tube and around it. Each pixel's ray is
 followed in growing steps until it leaves the tube, then shaded by a lamp that sits beside the camera.
 """
 
