@@ -1,0 +1,5 @@
+"""Operators in the frequency domain: a learned spectral filter and the focal frequency loss."""
+
+from medsora_ops.spectral.op import focal_frequency_loss, spectral_filter
+
+__all__ = ["focal_frequency_loss", "spectral_filter"]
