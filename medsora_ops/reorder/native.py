@@ -87,9 +87,13 @@ def _supports(x: torch.Tensor, *_) -> str | None:
     return None if x.dtype in _DTYPES else f"serves float32, float64, bfloat16 and float16, not {x.dtype}"
 
 
-register(
-    "gather", "native", gather, merge, devices=("cpu",), priority=10, unavailable=native.unavailable, supports=_supports
-)
-register(
-    "merge", "native", merge, gather, devices=("cpu",), priority=10, unavailable=native.unavailable, supports=_supports
-)
+for _operator, _forward in (("gather", gather), ("merge", merge)):
+    register(
+        _operator,
+        "native",
+        _forward,
+        devices=("cpu",),
+        priority=10,
+        unavailable=native.unavailable,
+        supports=_supports,
+    )
