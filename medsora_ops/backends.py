@@ -65,18 +65,27 @@ def register(
     )
 
 
-def select(operator: str, device: str, *args, **kwargs) -> Implementation:
+def requested() -> str:
+    """The backend asked for by `use_backend` or `MEDSORA_BACKEND`, "" if none is.
+
+    A registered operator carries this name to its gradient, which may run in another thread or after the block.
+    """
+    return _requested.get() or os.environ.get("MEDSORA_BACKEND") or ""
+
+
+def select(operator: str, device: str, *args, backend: str = "", **kwargs) -> Implementation:
     """The implementation that serves `operator` on `device` for these arguments; logged once at INFO level.
 
+    backend: a name carried from an earlier call, in place of what is asked for now.
     A requested backend that cannot serve the call is an error; without a request the best available one is taken.
     """
-    requested = _requested.get() or os.environ.get("MEDSORA_BACKEND") or None
-    if requested is not None:
-        _check_backend(requested)
-        chosen = _table.get((operator, requested))
-        reason = _refusal(chosen, operator, requested, device, *args, **kwargs)
+    wanted = backend or requested()
+    if wanted:
+        _check_backend(wanted)
+        chosen = _table.get((operator, wanted))
+        reason = _refusal(chosen, operator, wanted, device, *args, **kwargs)
         if reason is not None:
-            raise ValueError(f"backend {requested!r} cannot serve {operator} on {device}: {reason}")
+            raise ValueError(f"backend {wanted!r} cannot serve {operator} on {device}: {reason}")
     else:
         candidates = sorted(
             (i for (name, _), i in _table.items() if name == operator), key=lambda i: i.priority, reverse=True

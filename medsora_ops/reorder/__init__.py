@@ -1,0 +1,5 @@
+"""Tokens in the order in which a path visits them, and back."""
+
+from medsora_ops.reorder.op import gather, merge
+
+__all__ = ["gather", "merge"]
