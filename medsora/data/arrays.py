@@ -27,9 +27,7 @@ def open_array(path: Path, default_fps: float) -> Recording:
             raise
         raise UnreadableVideo("it cannot be read as a NumPy file of plain numbers") from error
     if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (1, 3, 4)) or 0 in frames.shape:
-        raise UnreadableVideo(
-            f"its array has shape {tuple(frames.shape)}; (frames, height, width) or (frames, height, width, 3) is wanted"
-        )
+        raise UnreadableVideo(f"its array has shape {tuple(frames.shape)}; (frames, height, width[, 3]) is wanted")
     low, high = _value_range(frames)
     recording = Recording(
         lambda: (as_rgb(f if f.dtype == np.uint8 else to_uint8(f, low, high)) for f in frames), fps or default_fps
