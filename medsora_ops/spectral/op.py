@@ -20,9 +20,7 @@ _LIBRARY.define("spectral_filter_backward(Tensor grad, Tensor x, Tensor weight) 
 _LIBRARY.define(f"focal_frequency_loss(Tensor pred, Tensor target, {_FOCAL}) -> Tensor")
 _LIBRARY.define(f"focal_frequency_loss_backward(Tensor grad, Tensor pred, Tensor target, {_FOCAL}) -> Tensor")
 
-backends.register(
-    "spectral_filter", "reference", reference.spectral_filter, reference.spectral_filter_backward
-)
+backends.register("spectral_filter", "reference", reference.spectral_filter, reference.spectral_filter_backward)
 backends.register(
     "focal_frequency_loss", "reference", reference.focal_frequency_loss, reference.focal_frequency_loss_backward
 )

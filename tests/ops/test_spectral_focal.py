@@ -18,7 +18,11 @@ SETTINGS = [
     for values in itertools.product((0.0, 0.5, 1.0, 2.0), (1, 2, 3), (False, True), (False, True), (False, True))
 ]
 CASES = sampled(
-    [(s, k) for s, k in itertools.product(SHAPES, SETTINGS) if not (s[-2] % k["patch_factor"] or s[-1] % k["patch_factor"])],
+    [
+        (s, k)
+        for s, k in itertools.product(SHAPES, SETTINGS)
+        if not (s[-2] % k["patch_factor"] or s[-1] % k["patch_factor"])
+    ],
     60,
 )
 
@@ -49,8 +53,9 @@ def test_stored_values_and_gradients(case, variant, call):
 @pytest.mark.parametrize("shape, settings", CASES)
 def test_half_spectrum_equals_the_published_form(shape, settings):
     pred, target = (t.requires_grad_() for t in random_pair(shape))
-    half, full = focal_frequency_loss(pred, target, **settings), reference.focal_frequency_loss_full_spectrum(
-        pred, target, **settings
+    half, full = (
+        focal_frequency_loss(pred, target, **settings),
+        reference.focal_frequency_loss_full_spectrum(pred, target, **settings),
     )
     torch.testing.assert_close(half, full)
     grads = [torch.autograd.grad(loss, (pred, target), retain_graph=True) for loss in (half, full)]

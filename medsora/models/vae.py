@@ -1,0 +1,233 @@
+"""The video VAE: the CogVideoX causal 3D autoencoder with frequency compensation behind its blocks.
+
+It works in chunks of 8 pixel frames (plus one): valid clips have 1, 8k or 8k + 1 frames. It is causal between chunks
+only, so an image's latent is not the first latent of its clip.
+"""
+
+from collections.abc import Iterator
+from typing import Self
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor, nn
+from torch.nn import functional
+
+from medsora.models.compensation import COMPENSATIONS, attach_compensation
+
+# A pipeline recognises a component class only if the module that defines it also holds the name ModelMixin.
+__all__ = ["ConfigMixin", "FrequencyCompensatedVAE", "ModelMixin"]
+
+CHUNK = 8  # pixel frames encoded together; they become two latent frames
+
+_DOWN, _UP = "CogVideoXDownBlock3D", "CogVideoXUpBlock3D"
+PRESETS = {
+    "tiny": dict(
+        down_block_types=(_DOWN,) * 3,
+        up_block_types=(_UP,) * 3,
+        block_out_channels=(32, 64, 64),
+        latent_channels=8,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_height=64,
+        sample_width=64,
+        pixel_unshuffle=2,
+        spectrum_grid=(8, 8),
+        scaling_factor=1.0,
+    ),
+    "cogvideox": dict(),
+}
+
+
+class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
+    """Compress clips 8x in space and 4x in time, and back, with residual compensation of lost detail.
+
+    compensation: "spectral" (learned gains on the spectrum of features), "conv" (plain convolutions), or "none".
+    spectrum_grid: (rows, columns) of the image whose half spectrum holds the latent gains.
+    detail_bands: radial bands of the detail gains.
+    folded_frames: frames folded into channels by the convolutional latent compensation.
+    pixel_unshuffle: side of the pixel blocks folded into channels before the encoder and unfolded after the decoder.
+    All other arguments are those of diffusers' `AutoencoderKLCogVideoX`; `sample_height` and `sample_width` are in
+    pixels. A fresh compensation reproduces the backbone bit for bit.
+    `config.scaling_factor`: latents times this have about unit variance.
+    Raises ValueError for settings that do not fit.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = (_DOWN,) * 4,
+        up_block_types: tuple[str, ...] = (_UP,) * 4,
+        block_out_channels: tuple[int, ...] = (128, 256, 256, 512),
+        latent_channels: int = 16,
+        layers_per_block: int = 3,
+        act_fn: str = "silu",
+        norm_eps: float = 1e-6,
+        norm_num_groups: int = 32,
+        temporal_compression_ratio: float = 4,
+        sample_height: int = 480,
+        sample_width: int = 720,
+        scaling_factor: float = 1.15258426,
+        shift_factor: float | None = None,
+        latents_mean: tuple[float, ...] | None = None,
+        latents_std: tuple[float, ...] | None = None,
+        force_upcast: float = True,
+        use_quant_conv: bool = False,
+        use_post_quant_conv: bool = False,
+        invert_scale_latents: bool = False,
+        compensation: str = "spectral",
+        spectrum_grid: tuple[int, int] = (16, 16),
+        detail_bands: int = 8,
+        folded_frames: int = 1,
+        pixel_unshuffle: int = 1,
+    ):
+        if compensation not in COMPENSATIONS:
+            raise ValueError(f"compensation: got {compensation!r}, wants one of {', '.join(COMPENSATIONS)}")
+        if temporal_compression_ratio != 4 or len(block_out_channels) < 3:
+            raise ValueError(
+                "temporal_compression_ratio, block_out_channels: got "
+                f"{temporal_compression_ratio} with {len(block_out_channels)} blocks, wants 4 with at least 3 blocks"
+            )
+        for name, value in (("pixel_unshuffle", pixel_unshuffle), ("folded_frames", folded_frames)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}, wants at least 1")
+        if len(spectrum_grid) != 2 or min(spectrum_grid) < 1 or detail_bands < 2:
+            raise ValueError(
+                f"spectrum_grid, detail_bands: got {spectrum_grid} and {detail_bands}, wants two sides of at least 1 "
+                "and at least 2 bands"
+            )
+        super().__init__(
+            in_channels=in_channels * pixel_unshuffle**2,
+            out_channels=out_channels * pixel_unshuffle**2,
+            down_block_types=down_block_types,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            latent_channels=latent_channels,
+            layers_per_block=layers_per_block,
+            act_fn=act_fn,
+            norm_eps=norm_eps,
+            norm_num_groups=norm_num_groups,
+            temporal_compression_ratio=temporal_compression_ratio,
+            sample_height=sample_height // pixel_unshuffle,
+            sample_width=sample_width // pixel_unshuffle,
+            scaling_factor=scaling_factor,
+            shift_factor=shift_factor,
+            latents_mean=latents_mean,
+            latents_std=latents_std,
+            force_upcast=force_upcast,
+            use_quant_conv=use_quant_conv,
+            use_post_quant_conv=use_post_quant_conv,
+            invert_scale_latents=invert_scale_latents,
+        )
+        # The backbone registered what it was given; the saved settings are those in pixels.
+        self.register_to_config(
+            in_channels=in_channels, out_channels=out_channels, sample_height=sample_height, sample_width=sample_width
+        )
+        attach_compensation(self, compensation, tuple(spectrum_grid), detail_bands, folded_frames)
+
+    @classmethod
+    def preset(cls, name: str, **overrides) -> Self:
+        """A new, untrained VAE: "tiny" (trains on a CPU in minutes) or "cogvideox" (the size of CogVideoX)."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: got {name!r}, wants one of {', '.join(PRESETS)}")
+        return cls(**(PRESETS[name] | overrides))
+
+    @classmethod
+    def load_backbone(cls, path_or_name: str, *, torch_dtype: torch.dtype | None = None, **overrides) -> Self:
+        """Load pretrained `AutoencoderKLCogVideoX` weights under a fresh compensation.
+
+        path_or_name: a folder with config.json and weights, or a hub name; `subfolder="vae"` for a whole pipeline.
+        overrides: compensation, spectrum_grid, detail_bands, folded_frames, and arguments of `from_pretrained`.
+        Raises ValueError if weights are missing or left over outside the compensation.
+        """
+        # Without low_cpu_mem_usage=False new parameters would stay on the meta device and missing ones only warn.
+        vae, found = cls.from_pretrained(
+            path_or_name, low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch_dtype, **overrides
+        )
+        missing = [key for key in found["missing_keys"] if ".compensation." not in key]
+        unfit = missing + list(found["unexpected_keys"]) + [str(key) for key in found["mismatched_keys"]]
+        if unfit:
+            raise ValueError(
+                f"path_or_name: {path_or_name} is not the backbone its config describes; {len(missing)} weights missing, "
+                f"{len(unfit) - len(missing)} left over or of another shape, such as {unfit[0]}"
+            )
+        return vae
+
+    @property
+    def spatial_compression(self) -> int:
+        """Pixels along each side for one latent cell, the pixel unshuffle included."""
+        return self.config.pixel_unshuffle * 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def temporal_compression(self) -> int:
+        """Pixel frames for one latent frame, beyond a single first one."""
+        return int(self.config.temporal_compression_ratio)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip of `num_frames`; ValueError unless it has 1, 8k or 8k + 1 frames."""
+        if num_frames != 1 and (num_frames < CHUNK or num_frames % CHUNK > 1):
+            raise ValueError(f"num_frames: got {num_frames}, wants 1, {CHUNK}k or {CHUNK}k + 1 frames")
+        return num_frames // self.temporal_compression + num_frames % CHUNK
+
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames that `latent_frames` decode to: 1 for 1, 4F for an even number, 4F - 3 for an odd one."""
+        if latent_frames < 1:
+            raise ValueError(f"latent_frames: got {latent_frames}, wants at least 1")
+        return self.temporal_compression * latent_frames - (self.temporal_compression - 1) * (latent_frames % 2)
+
+    def compensation_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that train when the backbone is pretrained and frozen."""
+        return (parameter for name, parameter in self.named_parameters() if ".compensation." in name)
+
+    def enable_tiling(
+        self,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_overlap_factor_height: float | None = None,
+        tile_overlap_factor_width: float | None = None,
+    ) -> None:
+        """Encode and decode larger frames in overlapping tiles, blended at their seams. Sides in pixels."""
+        side = self.config.pixel_unshuffle
+        super().enable_tiling(
+            tile_sample_min_height and tile_sample_min_height // side,
+            tile_sample_min_width and tile_sample_min_width // side,
+            tile_overlap_factor_height,
+            tile_overlap_factor_width,
+        )
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """Posterior of the latents of x (B, 3, T, H, W) in [-1, 1]: `.latent_dist` with mean, std, sample and mode.
+
+        Raises ValueError unless T is 1, 8k or 8k + 1 and H, W are multiples of `spatial_compression`.
+        """
+        if x.ndim != 5 or x.shape[1] != self.config.in_channels:
+            raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, {self.config.in_channels}, frames, H, W)")
+        self.latent_frames(x.shape[2])
+        if x.shape[-2] % self.spatial_compression or x.shape[-1] % self.spatial_compression or 0 in x.shape:
+            raise ValueError(
+                f"x: got frames of {x.shape[-2]} x {x.shape[-1]}, wants multiples of {self.spatial_compression}"
+            )
+        return super().encode(fold_pixels(x, self.config.pixel_unshuffle), return_dict=return_dict)
+
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Frames (B, 3, T, H, W), about [-1, 1], of latents z (B, C, F, h, w); T is `pixel_frames(F)`."""
+        if z.ndim != 5 or z.shape[1] != self.config.latent_channels or 0 in z.shape:
+            raise ValueError(
+                f"z: got shape {tuple(z.shape)}, wants (batch, {self.config.latent_channels}, latent frames, h, w)"
+            )
+        frames = unfold_pixels(super().decode(z, return_dict=False)[0], self.config.pixel_unshuffle)
+        return DecoderOutput(sample=frames) if return_dict else (frames,)
+
+
+def fold_pixels(x: Tensor, side: int) -> Tensor:
+    """Space to depth on each frame: (B, C, T, H, W) -> (B, C side^2, T, H / side, W / side)."""
+    return x if side == 1 else functional.pixel_unshuffle(x.transpose(1, 2), side).transpose(1, 2)
+
+
+def unfold_pixels(x: Tensor, side: int) -> Tensor:
+    """The inverse of `fold_pixels`."""
+    return x if side == 1 else functional.pixel_shuffle(x.transpose(1, 2), side).transpose(1, 2)
