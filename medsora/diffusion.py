@@ -24,7 +24,8 @@ class DiffusionSettings:
     """The noise schedule and the weight of the variational term.
 
     num_train_timesteps: number of noise levels. beta_schedule: "linear", or "scaled_linear" (linear in sqrt(beta)).
-    beta_start, beta_end: variances added at the first and last level, in (0, 1). vlb_weight: factor of the variational term.
+    beta_start, beta_end: variances added at the first and last level, in (0, 1).
+    vlb_weight: factor of the variational term, 0 or more.
     """
 
     num_train_timesteps: int = 1000
@@ -107,10 +108,10 @@ class DiffusionObjective:
     def variational_term(
         self, predicted: Tensor, interpolation: Tensor, clean: Tensor, noisy: Tensor, t: Tensor
     ) -> Tensor:
-        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits a dimension, (B,); at t = 0 the negative log-likelihood.
+        """KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) in bits a dimension, (B,); at t = 0 the negative likelihood.
 
-        The likelihood at t = 0 is that of a Gaussian over bins of 2/255 around the clean latent, as in the released code
-        but without its open outermost bins, which belong to pixels. Arguments as in `loss`, all (B, F, C, h, w).
+        The likelihood at t = 0 is that of a Gaussian over bins of 2/255 around the clean latent, as in the released
+        code but without its open outermost bins, which belong to pixels. Arguments as in `loss`, (B, F, C, h, w) each.
         """
         posterior_mean = self._posterior_mean(clean, noisy, t)
         signal, sigma = self._at("signal", t, clean), self._at("noise", t, clean)

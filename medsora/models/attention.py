@@ -1,7 +1,7 @@
 """Local attention inside a frame: each token sees the tokens at most `window` places away in raster order.
 
-Cost grows linearly with the number of tokens: queries are cut into blocks, and each block meets only the keys of its own
-block and `window` more on either side.
+Cost grows linearly with the number of tokens: queries are cut into blocks, and each block meets only the keys of its
+own block and `window` more on either side.
 """
 
 from __future__ import annotations
