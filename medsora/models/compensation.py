@@ -116,8 +116,8 @@ def attach_compensation(
 ) -> None:
     """Give the backbone `vae` (an AutoencoderKLCogVideoX) compensation blocks of `kind`, one of `COMPENSATIONS`.
 
-    Each becomes the submodule `compensation` of the block it follows, called by a forward hook, so that every key of the
-    backbone keeps its name. A hook sees the chunk's `conv_cache` and returns its own part of it beside the block's.
+    Each becomes the submodule `compensation` of the block it follows, called by a forward hook, so that every key of
+    the backbone keeps its name. A hook sees the chunk's `conv_cache` and adds its own part to the one handed on.
     """
     if kind == "none":
         return

@@ -152,8 +152,8 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
         unfit = missing + list(found["unexpected_keys"]) + [str(key) for key in found["mismatched_keys"]]
         if unfit:
             raise ValueError(
-                f"path_or_name: {path_or_name} is not the backbone its config describes; {len(missing)} weights missing, "
-                f"{len(unfit) - len(missing)} left over or of another shape, such as {unfit[0]}"
+                f"path_or_name: {path_or_name} does not hold the backbone its config describes: {len(missing)} weights "
+                f"missing, {len(unfit) - len(missing)} left over or of another shape, such as {unfit[0]}"
             )
         return vae
 

@@ -4,8 +4,8 @@ The spectrum of a real image is symmetric, X(-k) = conj X(k), so half of its col
 uses that; `focal_frequency_loss_full_spectrum` is the published form with two full complex transforms, kept to be
 compared with.
 
-Conjugates are taken with `conj_physical`: inside a compiled graph torch switches off the dispatch that resolves the lazy
-`conj`, and an operator would silently see unconjugated values.
+Conjugates are taken with `conj_physical`: inside a compiled graph torch switches off the dispatch that resolves the
+lazy `conj`, and an operator would silently see unconjugated values.
 """
 
 import torch
