@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from medsora.data.manifest import Manifest, frames_path, latents_path, read_index
+from medsora.data.manifest import Manifest, frames_path, latents_path
 
 
 class FrameClips:

@@ -57,7 +57,7 @@ def prepare_frames(source: str, output: str | Path, settings: PrepareSettings, p
 
     to_read = [s for s in sources if s.name not in manifest.sources]
     saved = time.monotonic()
-    with tqdm(to_read, "frames", unit="recording", disable=not progress) as bar:
+    with tqdm(to_read, "frames", unit="recording", disable=not (progress and to_read)) as bar:
         for item in bar:
             try:
                 manifest.clips += _prepare_source(item, output, salt, settings)
