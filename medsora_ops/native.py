@@ -7,6 +7,7 @@ extension is compiled for OpenMP but brings no runtime of its own, so that its t
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from types import ModuleType
 
@@ -29,18 +30,15 @@ os.register_at_fork(after_in_child=_note_fork)
 @functools.cache
 def _load() -> tuple[ModuleType | None, str | None]:
     try:
-        from medsora_ops import _C
+        module = importlib.import_module("medsora_ops._C")
     except ModuleNotFoundError:
         return None, "the extension medsora_ops._C is not built: install a C++17 compiler and install medsora again"
     except ImportError as error:
         return None, f"the extension medsora_ops._C does not load: {error}"
-    built_for = _C.build_info()["version"]
+    built_for = module.build_info()["version"]
     if built_for != __version__:
-        return (
-            None,
-            f"the extension medsora_ops._C was built for version {built_for}, this is {__version__}: build again",
-        )
-    return _C, None
+        return None, f"the extension medsora_ops._C was built for {built_for}, this is {__version__}: install again"
+    return module, None
 
 
 def unavailable() -> str | None:
