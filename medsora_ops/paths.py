@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +18,29 @@ PLANES = ("fw", "fh", "hw")
 SPIRAL_VARIANTS = 8
 
 
+def _never_traced(function: Callable) -> Callable:
+    """Like torch.compiler.disable, without its second of import time in programs that compile nothing.
+
+    A compiled function may use paths; it makes them in a graph break (so not with fullgraph=True).
+    """
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+@_never_traced
 def raster_order(rows: int, cols: int) -> torch.Tensor:
     """Visit a plane row by row, each from the left: int64 (rows * cols) flat cell numbers `r * cols + c`."""
     _check_plane(rows, cols)
     return torch.arange(rows * cols)
 
 
+@_never_traced
 def snake_order(rows: int, cols: int) -> torch.Tensor:
     """Visit a plane row by row, every second row from the right: int64 (rows * cols), each step to a neighbour."""
     _check_plane(rows, cols)
@@ -32,6 +49,7 @@ def snake_order(rows: int, cols: int) -> torch.Tensor:
     return torch.from_numpy(cells.reshape(-1))
 
 
+@_never_traced
 def spiral_order(rows: int, cols: int, variant: int = 0) -> torch.Tensor:
     """Visit a plane along a spiral from the rim to the centre, each step to a neighbour.
 
@@ -86,8 +104,10 @@ class ScanPath:
         tokens = np.frombuffer(self.table, dtype=np.int32) + np.arange(self.sequences)[:, None] * self.stride
         if not np.array_equal(np.sort(tokens, axis=None), np.arange(math.prod(self.grid))):
             raise ValueError(f"table: got a walk that does not visit each token of the grid {self.grid} exactly once")
+        self.offsets("cpu")  # now, so that a compiled function finds it
 
     @classmethod
+    @_never_traced
     def plane(cls, kind: str, grid: Sequence[int], order: Sequence[int] | torch.Tensor | None = None) -> ScanPath:
         """Cut the grid into planes, each one sequence.
 
@@ -110,12 +130,14 @@ class ScanPath:
         return cls._make(grid, sequences, stride, cells // cols * row_step + cells % cols * col_step)
 
     @classmethod
+    @_never_traced
     def temporal(cls, grid: Sequence[int]) -> ScanPath:
         """One sequence of F tokens for each of the H * W positions. Raises ValueError for an empty grid."""
         frames, height, width = grid = _check_grid(grid)
         return cls._make(grid, height * width, 1, np.arange(frames) * (height * width))
 
     @classmethod
+    @_never_traced
     def raster(cls, grid: Sequence[int]) -> ScanPath:
         """One sequence of all F * H * W tokens in their own order. Raises ValueError for an empty grid."""
         frames, height, width = grid = _check_grid(grid)
@@ -132,7 +154,10 @@ class ScanPath:
         if known is not None:
             return known
         with torch.inference_mode(False):  # a table made under inference mode could not be saved for a backward pass
-            made = torch.from_numpy(np.frombuffer(self.table, dtype=np.int32).copy()).to(key)
+            if key.type == "cpu":
+                made = torch.from_numpy(np.frombuffer(self.table, dtype=np.int32).copy())
+            else:
+                made = self.offsets("cpu").to(key)
         if type(made) is torch.Tensor:  # not a stand-in of a tracer, which must not outlive the trace
             self._on_device[key] = made
         return made
