@@ -95,9 +95,9 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
         for name, value in (("pixel_unshuffle", pixel_unshuffle), ("folded_frames", folded_frames)):
             if value < 1:
                 raise ValueError(f"{name}: got {value}, wants at least 1")
-        if len(spectrum_grid) != 2 or min(spectrum_grid) < 1 or detail_bands < 2:
+        if len(spectrum_grid) != 2 or min(spectrum_grid) < 2 or detail_bands < 2:
             raise ValueError(
-                f"spectrum_grid, detail_bands: got {spectrum_grid} and {detail_bands}, wants two sides of at least 1 "
+                f"spectrum_grid, detail_bands: got {spectrum_grid} and {detail_bands}, wants two sides of at least 2 "
                 "and at least 2 bands"
             )
         super().__init__(
@@ -137,25 +137,44 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
         return cls(**(PRESETS[name] | overrides))
 
     @classmethod
-    def load_backbone(cls, path_or_name: str, *, torch_dtype: torch.dtype | None = None, **overrides) -> Self:
-        """Load pretrained `AutoencoderKLCogVideoX` weights under a fresh compensation.
+    def load_backbone(
+        cls,
+        path_or_name: str,
+        *,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **compensation_settings,
+    ) -> Self:
+        """Put pretrained `AutoencoderKLCogVideoX` weights under a fresh compensation.
 
-        path_or_name: a folder with config.json and weights, or a hub name; `subfolder="vae"` for a whole pipeline.
-        overrides: compensation, spectrum_grid, detail_bands, folded_frames, and arguments of `from_pretrained`.
-        Raises ValueError if weights are missing or left over outside the compensation.
+        path_or_name: a folder with config.json and weights, or a hub name; subfolder "vae" for a whole pipeline's.
+        compensation_settings: compensation, spectrum_grid, detail_bands, folded_frames.
+        Raises ValueError if it cannot be read, or weights are missing, left over or of another shape.
         """
-        # Without low_cpu_mem_usage=False new parameters would stay on the meta device and missing ones only warn.
-        vae, found = cls.from_pretrained(
-            path_or_name, low_cpu_mem_usage=False, output_loading_info=True, torch_dtype=torch_dtype, **overrides
-        )
-        missing = [key for key in found["missing_keys"] if ".compensation." not in key]
-        unfit = missing + list(found["unexpected_keys"]) + [str(key) for key in found["mismatched_keys"]]
-        if unfit:
-            raise ValueError(
-                f"path_or_name: {path_or_name} does not hold the backbone its config describes: {len(missing)} weights "
-                f"missing, {len(unfit) - len(missing)} left over or of another shape, such as {unfit[0]}"
+        # Loaded as what it is: diffusers skips the initialisation of modules while it loads a model, so parameters that
+        # the file lacks would hold whatever was in memory. Without low_cpu_mem_usage=False they would have none at all.
+        try:
+            backbone, found = AutoencoderKLCogVideoX.from_pretrained(
+                path_or_name,
+                subfolder=subfolder,
+                torch_dtype=torch_dtype,
+                low_cpu_mem_usage=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
             )
-        return vae
+        except OSError as error:
+            raise ValueError(f"path_or_name: cannot load {path_or_name}: {str(error).splitlines()[0]}") from error
+        for fault in ("missing", "unexpected", "mismatched"):
+            if keys := found[f"{fault}_keys"]:
+                raise ValueError(
+                    f"path_or_name: the weights in {path_or_name} are not those its config describes: {len(keys)} "
+                    f"{fault}, such as {keys[0]}"
+                )
+        settings = {name: value for name, value in backbone.config.items() if not name.startswith("_")}
+        vae = cls(**(settings | compensation_settings | {"pixel_unshuffle": 1}))
+        weights = {k: v for k, v in vae.state_dict().items() if ".compensation." in k} | backbone.state_dict()
+        vae.load_state_dict(weights)
+        return vae.to(backbone.dtype).eval()
 
     @property
     def spatial_compression(self) -> int:

@@ -1,4 +1,4 @@
-"""What does the video VAE minimise? Pixel, spectrum, perception and latent terms, each with one weight, applied once."""
+"""What does the video VAE minimise? Pixel, spectrum, perception and latent terms, each with a weight of its own."""
 
 from pathlib import Path
 
