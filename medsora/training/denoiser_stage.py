@@ -1,0 +1,211 @@
+"""The second stage: the denoiser learns to take noise out of the VAE's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from medsora.errors import UserError
+from medsora.training.draws import Draws, Part
+from medsora.training.loop import Task, Trainer
+from medsora.training.optimization import LoopSettings
+
+if TYPE_CHECKING:
+    from medsora.alignment import AlignmentProjector
+    from medsora.data import LatentClips
+    from medsora.diffusion import DiffusionObjective
+    from medsora.models import MedSora
+
+
+@dataclass
+class DenoiserSettings(LoopSettings):
+    """Stage 2: the denoiser. Its clips are the windows of `prepare`.
+
+    Args:
+        preset: Size: "tiny", "S", "B", "L" or "XL".
+        model: Other options of the model by name.
+        images_per_batch: Single frames that train beside the clips in a batch of their own, 0 for none.
+        image_loss_weight: Weight of the images' loss; that of the clips is 1.
+        label_dropout: How often a label is withheld, so that guidance works.
+        first_frame_dropout: How often given first frames are withheld (with model.first_frame_conditioning).
+        gradient_checkpointing: Recompute blocks in the backward pass: less memory, more time.
+        sample_every: Steps between grids of samples from the averaged weights, 0 for none.
+    """
+
+    preset: str = "tiny"
+    model: dict[str, Any] = field(default_factory=dict)
+    images_per_batch: int = 0
+    image_loss_weight: float = 1.0
+    label_dropout: float = 0.1
+    first_frame_dropout: float = 0.2
+    gradient_checkpointing: bool = False
+    sample_every: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("images_per_batch", "image_loss_weight", "sample_every"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name}: got {getattr(self, name)}, wants 0 or more")
+        for name in ("label_dropout", "first_frame_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: got {getattr(self, name)}, wants a probability")
+
+
+class DenoiserTraining(nn.Module):
+    """The denoiser with its losses: a batch of latents, noise and conditions in, a loss out.
+
+    projector: maps hidden tokens to the alignment targets' features; None trains without alignment.
+    """
+
+    def __init__(
+        self,
+        denoiser: MedSora,
+        objective: DiffusionObjective,
+        projector: AlignmentProjector | None = None,
+        alignment_weight: float = 0.0,
+        image_loss_weight: float = 1.0,
+    ):
+        super().__init__()
+        self.denoiser = denoiser
+        self.projector = projector
+        self._objective = objective
+        self._alignment_weight = alignment_weight
+        self._image_loss_weight = image_loss_weight
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: "video.*" and, for joint training, "image.*": "latents", "noise" (B, F, C, h, w), "timestep" (B,),
+        and optionally "label", "first_frames" with "first_frames_mask", "target" with "mask" (see alignment)."""
+        losses, hidden = self._denoise(batch, "video.")
+        loss = losses["loss"].mean()
+        values = {"mse": losses["mse"].mean(), "vlb": losses["vlb"].mean()}
+        if self.projector is not None:
+            from medsora.alignment import alignment_loss
+
+            aligned = alignment_loss(hidden, batch["video.target"], batch["video.mask"], self.projector).mean()
+            values["alignment"] = aligned
+            loss = loss + self._alignment_weight * aligned
+        if "image.latents" in batch:
+            image_loss = self._denoise(batch, "image.")[0]["loss"].mean()
+            values["image_loss"] = image_loss
+            loss = loss + self._image_loss_weight * image_loss
+        return loss, values
+
+    def _denoise(self, batch: dict[str, Tensor], kind: str) -> tuple[dict[str, Tensor], tuple | None]:
+        latents, noise, timestep = (batch[kind + name] for name in ("latents", "noise", "timestep"))
+        noisy = self._objective.add_noise(latents, noise, timestep)
+        output = self.denoiser(
+            noisy,
+            timestep,
+            class_labels=batch.get(kind + "label"),
+            first_frames=batch.get(kind + "first_frames"),
+            first_frames_mask=batch.get(kind + "first_frames_mask"),
+            return_hidden=kind == "video." and self.projector is not None,
+        )
+        return self._objective.loss(output.sample.float(), latents, noise, noisy, timestep), output.hidden
+
+
+class LatentDraws:
+    """Batches of latents with the noise, timesteps and conditions they train with, each a pure function of the step.
+
+    clips: cached latents. config: the denoiser's. scaling_factor: multiplies latents, for unit variance.
+    num_train_timesteps: noise levels. first_frames: (entries, C, h, w), what a denoiser that is given the first frame
+    sees of each entry; None for others.
+    """
+
+    def __init__(
+        self,
+        clips: LatentClips,
+        settings: DenoiserSettings,
+        config,
+        scaling_factor: float,
+        num_train_timesteps: int,
+        seed: int,
+        first_frames: Tensor | None = None,
+    ):
+        self.clips, self.settings, self.config = clips, settings, config
+        self.scaling_factor, self.num_train_timesteps = scaling_factor, num_train_timesteps
+        self.seed, self.first_frames = seed, first_frames
+
+    def __call__(self, step: int, part: Part) -> dict[str, Tensor]:
+        """The part of the batch of `step`: its clips, and its images where there are any."""
+        batch = self._kind("video", self.clips, self.settings.batch_size, step, part)
+        if self.settings.images_per_batch:
+            batch |= self._kind("image", self.clips.images, self.settings.images_per_batch, step, part)
+        return batch
+
+    def _kind(self, kind: str, clips, total: int, step: int, part: Part) -> dict[str, Tensor]:
+        draws, indices = Draws(self.seed, "denoiser " + kind), part.indices(total)
+        chosen = draws.items("entry", step, indices, total, len(clips))
+        entries = [clips.entry(i) for i in chosen]
+        # (B, C, F, h, w) in the cache, (B, F, C, h, w) in the denoiser
+        mean, std = (torch.stack([e[name] for e in entries]).transpose(1, 2).float() for name in ("mean", "std"))
+        posterior = draws.normal("posterior", step, indices, mean.shape[1:])
+        batch = {
+            "latents": (mean + std * posterior) * self.scaling_factor,
+            "noise": draws.normal("noise", step, indices, mean.shape[1:]),
+            "timestep": draws.timesteps(step, indices, total, self.num_train_timesteps),
+        }
+        if self.config.num_classes:
+            batch["label"] = self._labels(draws, entries, step, indices)
+        if kind == "video" and self.first_frames is not None:
+            batch["first_frames"] = torch.zeros_like(mean)
+            batch["first_frames"][:, 0] = self.first_frames[chosen] * self.scaling_factor
+            given = ~draws.chance("first frame dropout", step, indices, self.settings.first_frame_dropout)
+            batch["first_frames_mask"] = torch.zeros(mean.shape[:2])
+            batch["first_frames_mask"][:, 0] = given.float()
+        if entries[0]["target"] is not None:
+            batch["target"] = torch.stack([e["target"] for e in entries]).float()
+            batch["mask"] = torch.stack([e["mask"] for e in entries]).bool()
+        return {f"{kind}.{name}": tensor for name, tensor in batch.items()}
+
+    def _labels(self, draws: Draws, entries: list[dict], step: int, indices: range) -> Tensor:
+        none = self.config.num_classes
+        labels = torch.tensor([none if e["label"] is None else int(e["label"]) for e in entries])
+        withheld = draws.chance("label dropout", step, indices, self.settings.label_dropout)
+        return torch.where(withheld, none, labels)
+
+
+def build_denoiser(settings: DenoiserSettings, in_channels: int, num_classes: int, seed: int) -> MedSora:
+    """The untrained denoiser; its initial weights are a function of the seed."""
+    from medsora.models import MedSora
+
+    options = {"in_channels": in_channels, "num_classes": num_classes} | settings.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Draws(seed, "denoiser").integer("initial weights"))
+        try:
+            denoiser = MedSora.preset(settings.preset, **options)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"denoiser: {error}") from error
+    if settings.gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    return denoiser
+
+
+def build_projector(denoiser: MedSora, target: Tensor | None, weight: float, seed: int) -> AlignmentProjector | None:
+    """The projector for targets like `target` (layers, F, tokens, channels); None where nothing is to be aligned."""
+    if target is None or weight == 0:
+        return None
+    from medsora.alignment import AlignmentProjector, alignment_pairs
+
+    pairs = alignment_pairs(denoiser.config.depth, target.shape[0])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(Draws(seed, "denoiser").integer("initial projector"))
+        return AlignmentProjector(denoiser.config.hidden_size, target.shape[-1], pairs)
+
+
+def denoiser_task(
+    module: DenoiserTraining, draw: LatentDraws, inputs: str, after_step: Callable[[int, Trainer], None]
+) -> Task:
+    """What the loop needs to train the denoiser on cached latents."""
+    if not len(draw.clips):
+        raise UserError(
+            "data: there is no training window; wants clips of at least (prepare.num_frames - 1) * prepare.interval + 1 "
+            "frames"
+        )
+    if draw.settings.images_per_batch and not len(draw.clips.images):
+        raise UserError("denoiser.images_per_batch: the data has no single frames, wants prepare.images_per_clip above 0")
+    return Task("denoiser", module, draw, inputs, after_step)

@@ -1,0 +1,154 @@
+"""The first stage: the video VAE learns to reconstruct clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medsora.errors import UserError
+from medsora.training.draws import Draws, Part
+from medsora.training.loop import Task
+from medsora.training.optimization import LoopSettings
+
+if TYPE_CHECKING:
+    from medsora.data import FrameClips
+    from medsora.models import FrequencyCompensatedVAE
+
+TRAINABLE = ("all", "compensation")
+
+
+@dataclass
+class VAESettings(LoopSettings):
+    """Stage 1: the video VAE.
+
+    Args:
+        preset: Size of a VAE trained from scratch: "tiny" or "cogvideox".
+        pretrained: Folder or hub name of pretrained CogVideoX weights; none trains from scratch.
+        pretrained_subfolder: Where in it the VAE is; "vae" in a whole CogVideoX pipeline.
+        compensation: Residual blocks: "spectral" (in the frequency domain), "conv" (plain convolutions) or "none".
+        trainable: "all", or "compensation" to leave the backbone as it is.
+        model: Other options of the model by name.
+        num_frames: Frames of a training clip: 1, 8k or 8k + 1.
+        flips: Mirror half of the clips left to right.
+        l1: Weight of the mean absolute error.
+        focal: Weight of the focal frequency loss.
+        lpips: Weight of the LPIPS perceptual distance; above 0 it needs lpips_weights.
+        kl: Weight of the posterior's divergence from a standard normal.
+        lpips_weights: Folder or file of LPIPS weights.
+    """
+
+    preset: str = "tiny"
+    pretrained: str | None = None
+    pretrained_subfolder: str | None = None
+    compensation: str = "spectral"
+    trainable: str = "all"
+    model: dict[str, Any] = field(default_factory=dict)
+    num_frames: int = 8
+    flips: bool = True
+    l1: float = 1.0
+    focal: float = 0.1
+    lpips: float = 0.0
+    kl: float = 1e-6
+    lpips_weights: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.trainable not in TRAINABLE:
+            raise UserError(f"trainable: got {self.trainable!r}, wants one of {', '.join(TRAINABLE)}")
+        if self.trainable == "compensation" and self.compensation == "none":
+            raise UserError("trainable: got 'compensation' where compensation is 'none', wants 'all'")
+
+
+class VAETraining(nn.Module):
+    """The VAE with its loss: a batch of frames and posterior noise in, a loss out."""
+
+    def __init__(self, vae: nn.Module, loss: Callable):
+        super().__init__()
+        self.vae = vae
+        self.loss = loss
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: "frames" uint8 (B, T, H, W, 3), "noise" float32 (B, C, F, h, w)."""
+        target = to_model_range(batch["frames"])
+        posterior = self.vae.encode(target).latent_dist
+        latents = posterior.mean + posterior.std * batch["noise"]
+        return self.loss(self.vae.decode(latents).sample.float(), target, posterior)
+
+
+def build_vae(settings: VAESettings) -> FrequencyCompensatedVAE:
+    """The VAE a run starts from; what must not train is frozen."""
+    from medsora.models import FrequencyCompensatedVAE
+
+    options = {**settings.model, "compensation": settings.compensation}
+    try:
+        if settings.pretrained is None:
+            vae = FrequencyCompensatedVAE.preset(settings.preset, **options)
+        else:
+            place = {"subfolder": settings.pretrained_subfolder} if settings.pretrained_subfolder else {}
+            vae = FrequencyCompensatedVAE.load_backbone(settings.pretrained, **place, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"vae: {error}") from error
+    except OSError as error:
+        raise UserError(f"vae.pretrained: {settings.pretrained} cannot be loaded: {error}") from error
+    if settings.trainable == "compensation":
+        vae.requires_grad_(False)
+        for parameter in vae.compensation_parameters():
+            parameter.requires_grad_(True)
+    return vae
+
+
+def vae_task(vae: FrequencyCompensatedVAE, clips: FrameClips, settings: VAESettings, seed: int, inputs: str) -> Task:
+    """What the loop needs to train `vae` on the training clips."""
+    from medsora.training.vae_loss import VAELoss
+
+    if not len(clips):
+        raise UserError("data: there is no training clip")
+    draws = Draws(seed, "vae")
+    total = settings.batch_size
+
+    def draw(step: int, part: Part) -> dict[str, Tensor]:
+        indices = part.indices(total)
+        chosen = draws.items("clip", step, indices, total, len(clips))
+        frames = np.stack(
+            [
+                clips.clip(clip, settings.num_frames, draws.generator("window", step, i))
+                for i, clip in zip(indices, chosen, strict=True)
+            ]
+        )
+        if settings.flips:
+            mirrored = draws.chance("flip", step, indices, 0.5).numpy()
+            frames[mirrored] = frames[mirrored][:, :, :, ::-1]
+        shape = latent_shape(vae, settings.num_frames, frames.shape[2:4])
+        return {"frames": torch.from_numpy(frames), "noise": draws.normal("posterior", step, indices, shape)}
+
+    loss = VAELoss(
+        l1=settings.l1,
+        focal=settings.focal,
+        lpips=settings.lpips,
+        kl=settings.kl,
+        lpips_weights=settings.lpips_weights,
+    )
+    return Task("vae", VAETraining(vae, loss), draw, inputs)
+
+
+def latent_shape(vae: FrequencyCompensatedVAE, num_frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(C, F, h, w) of the latents of `num_frames` frames of `size` (height, width) pixels."""
+    step = vae.spatial_compression
+    if size[0] % step or size[1] % step:
+        raise UserError(f"prepare.size: got frames of {size[0]} x {size[1]}, wants multiples of {step} for this VAE")
+    return vae.config.latent_channels, vae.latent_frames(num_frames), size[0] // step, size[1] // step
+
+
+def to_model_range(frames: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1]."""
+    return frames.permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
+
+
+def to_pixels(frames: Tensor) -> Tensor:
+    """(B, 3, T, H, W), about [-1, 1] -> uint8 (B, T, H, W, 3)."""
+    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1)
