@@ -39,10 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     settings = PrepareSettings(**{name: options[name] for name in PrepareSettings.__dataclass_fields__})
     from medsora.data import prepare_frames
 
+    # both are checked before the long work starts
+    alignment, vae = (_alignment(options), load_vae(options.vae)) if options.vae else (None, None)
     manifest = prepare_frames(options.source, options.output, settings, progress=not options.quiet)
     _print_summary(manifest, Path(options.output))
-    if options.vae:
-        _encode(options, settings)
+    if vae is not None:
+        _encode(options, settings, alignment, vae)
     return 0
 
 
@@ -83,16 +85,19 @@ def _parser():
     return parser
 
 
-def _encode(options, settings: PrepareSettings) -> None:
+def _alignment(options):
     from medsora.alignment import AlignmentSettings
+
+    try:
+        return AlignmentSettings(**vars(options.alignment))
+    except ValueError as error:
+        raise UserError(f"alignment.{error}") from error
+
+
+def _encode(options, settings: PrepareSettings, alignment, vae) -> None:
     from medsora.data import prepare_latents
     from medsora.data.latents import read_latents_index
 
-    try:
-        alignment = AlignmentSettings(**vars(options.alignment))
-    except ValueError as error:
-        raise UserError(f"alignment.{error}") from error
-    vae = load_vae(options.vae)
     prepare_latents(
         options.output, vae, settings, alignment, options.device, not options.quiet, patch_size=options.patch_size
     )

@@ -22,7 +22,7 @@ def open_container(path: Path, default_fps: float) -> Recording:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
-                raise UnreadableVideo("it holds no picture stream")
+                raise UnreadableVideo("it holds no picture stream; it is sound only, damaged or cut off")
             stream = container.streams.video[0]
             fps, declared = stream.average_rate, stream.frames
     except av.FFmpegError as error:
