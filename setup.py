@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from glob import glob
+from itertools import takewhile
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
@@ -40,15 +41,16 @@ class OptionalBuild(build_ext):
 
 
 def compiler_command(compiler):
-    """The command that compiles C++, as a list of words."""
-    return getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
+    """The command that compiles C++ without its options, as a list of words: such as g++, or ccache and g++."""
+    words = getattr(compiler, "compiler_so_cxx", None) or compiler.compiler_so
+    return list(takewhile(lambda word: not word.startswith("-"), words))
 
 
 def is_gcc(command):
     """Whether the compiler is GCC itself rather than one that calls itself gcc; False if it does not run."""
     try:
         macros = subprocess.run(
-            [command[0], "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
+            [*command, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True, check=True
         ).stdout
     except (OSError, subprocess.CalledProcessError):
         return False

@@ -76,7 +76,7 @@ py::dict build_info() {
     py::dict info;
     info["version"] = MEDSORA_VERSION;
 #if defined(__clang__)
-    info["compiler"] = "clang " __clang_version__;
+    info["compiler"] = "clang " + std::to_string(__clang_major__) + "." + std::to_string(__clang_minor__);
 #elif defined(__GNUC__)
     info["compiler"] = "g++ " __VERSION__;
 #else

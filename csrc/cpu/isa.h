@@ -4,11 +4,14 @@
 #include <string>
 #include <vector>
 
-// GCC on x86-64 compiles each vector kernel three times; any other compiler or processor gets the portable form once.
+// GCC on x86-64 compiles each vector kernel three times; any other compiler or processor gets the portable form once,
+// and so does -DMEDSORA_X86_VARIANTS=0.
+#ifndef MEDSORA_X86_VARIANTS
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MEDSORA_X86_VARIANTS 1
 #else
 #define MEDSORA_X86_VARIANTS 0
+#endif
 #endif
 
 namespace medsora {
