@@ -62,5 +62,6 @@ $(READY): $(SOURCES)
 	     || $(PIP) install -c $(VENV)/constraints.txt setuptools pybind11; } \
 	  && $(PIP) install --no-build-isolation -c $(VENV)/constraints.txt -e ".[test]" \
 	  || { echo "The set-up did not succeed; the lines above say why. Running make again goes on from here." >&2; exit 1; }
-	@$(RUN) -c 'from medsora_ops import native; print("native operators:", native.unavailable() or "built")'
+	@$(RUN) -c 'from medsora_ops import native; why = native.unavailable(); \
+	  print("native operators:", f"{why} (make -B setup)" if why else "built")'
 	@touch $@
