@@ -89,9 +89,7 @@ def unit(features: Tensor) -> Tensor:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a .pth, .pt or .safetensors file, or of every such file in a folder."""
     suffixes = (".pth", ".pt", ".safetensors")
-    files = (
-        sorted(f for f in path.iterdir() if f.suffix in suffixes) if path.is_dir() else [path]
-    )
+    files = sorted(f for f in path.iterdir() if f.suffix in suffixes) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"lpips_weights: got {path}, wants a .pth or .safetensors file or a folder with such files")
     tensors = {}

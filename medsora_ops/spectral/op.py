@@ -4,7 +4,7 @@ Implementations in the backend table are called as
     spectral_filter        forward(x, weight) -> y                   backward(grad, x, weight) -> (grad_x, grad_weight)
     focal_frequency_loss   forward(pred, target, alpha, patch_factor, ave_spectrum, log_matrix, batch_matrix) -> loss
                            backward(grad, the same arguments) -> grad_pred
-and each `supports` with the arguments of its forward.
+and each `supports` with the arguments of its forward. Results must not share memory with arguments.
 """
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 from medsora_ops import backends
 from medsora_ops.spectral import reference
 
-_FOCAL = "float alpha, int patch_factor, bool ave_spectrum, bool log_matrix, bool batch_matrix"
+_FOCAL = (
+    "Tensor pred, Tensor target, float alpha, int patch_factor, bool ave_spectrum, bool log_matrix, bool batch_matrix,"
+    " str backend"
+)
 _LIBRARY = torch.library.Library("medsora_ops", "FRAGMENT")
-_LIBRARY.define("spectral_filter(Tensor x, Tensor weight) -> Tensor")
-_LIBRARY.define("spectral_filter_backward(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor)")
-_LIBRARY.define(f"focal_frequency_loss(Tensor pred, Tensor target, {_FOCAL}) -> Tensor")
-_LIBRARY.define(f"focal_frequency_loss_backward(Tensor grad, Tensor pred, Tensor target, {_FOCAL}) -> Tensor")
+_LIBRARY.define("spectral_filter(Tensor x, Tensor weight, str backend) -> Tensor")
+_LIBRARY.define("spectral_filter_backward(Tensor grad, Tensor x, Tensor weight, str backend) -> (Tensor, Tensor)")
+_LIBRARY.define(f"focal_frequency_loss({_FOCAL}) -> Tensor")
+_LIBRARY.define(f"focal_frequency_loss_backward(Tensor grad, {_FOCAL}) -> Tensor")
 
 backends.register("spectral_filter", "reference", reference.spectral_filter, reference.spectral_filter_backward)
 backends.register(
@@ -36,12 +39,7 @@ def spectral_filter(x: Tensor, weight: Tensor) -> Tensor:
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     _check_filter(x, weight)
-    if not torch.compiler.is_compiling():
-        chosen = backends.select("spectral_filter", x.device.type, x, weight)
-        # The reference is differentiable as it stands; the registered operator would only add its dispatch.
-        if chosen.backend == "reference":
-            return chosen.forward(x, weight)
-    return torch.ops.medsora_ops.spectral_filter(x, weight)
+    return _call("spectral_filter", x.device.type, x, weight)
 
 
 def focal_frequency_loss(
@@ -66,12 +64,18 @@ def focal_frequency_loss(
     Raises ValueError for arguments that do not fit.
     """
     _check_focal(pred, target, alpha, patch_factor)
-    arguments = (pred, target, float(alpha), patch_factor, ave_spectrum, log_matrix, batch_matrix)
-    if not torch.compiler.is_compiling():
-        chosen = backends.select("focal_frequency_loss", pred.device.type, *arguments)
-        if chosen.backend == "reference":
-            return chosen.forward(*arguments)
-    return torch.ops.medsora_ops.focal_frequency_loss(*arguments)
+    settings = (float(alpha), patch_factor, bool(ave_spectrum), bool(log_matrix), bool(batch_matrix))
+    return _call("focal_frequency_loss", pred.device.type, pred, target, *settings)
+
+
+def _call(operator: str, device: str, *arguments) -> Tensor:
+    if torch.compiler.is_compiling():
+        return getattr(torch.ops.medsora_ops, operator)(*arguments, "")
+    chosen = backends.select(operator, device, *arguments)
+    # The reference is differentiable as it stands; the registered operator would only add its dispatch.
+    if chosen.backend == "reference":
+        return chosen.forward(*arguments)
+    return getattr(torch.ops.medsora_ops, operator)(*arguments, backends.requested())
 
 
 def _check_filter(x: Tensor, weight: Tensor) -> None:
@@ -109,72 +113,65 @@ def _check_focal(pred: Tensor, target: Tensor, alpha: float, patch_factor: int) 
         raise ValueError(f"patch_factor: got {patch_factor}, wants a divisor of height {height} and width {width}")
 
 
-def _filter_forward(x, weight):
-    return backends.select("spectral_filter", x.device.type, x, weight).forward(x, weight).contiguous()
+def _forward(operator: str):
+    def run(*arguments):
+        *arguments, backend = arguments
+        chosen = backends.select(operator, arguments[0].device.type, *arguments, backend=backend)
+        return chosen.forward(*arguments).contiguous()
+
+    return run
 
 
-def _filter_backward(grad, x, weight):
-    grad_x, grad_weight = backends.select("spectral_filter", x.device.type, x, weight).backward(grad, x, weight)
-    return grad_x.contiguous(), grad_weight.contiguous()
+def _backward(operator: str):
+    def run(grad, *arguments):
+        *arguments, backend = arguments
+        chosen = backends.select(operator, arguments[0].device.type, *arguments, backend=backend)
+        grads = chosen.backward(grad, *arguments)
+        return grads.contiguous() if isinstance(grads, Tensor) else tuple(g.contiguous() for g in grads)
+
+    return run
 
 
-def _focal_forward(*arguments):
-    return backends.select("focal_frequency_loss", arguments[0].device.type, *arguments).forward(*arguments)
-
-
-def _focal_backward(grad, *arguments):
-    return backends.select("focal_frequency_loss", grad.device.type, *arguments).backward(grad, *arguments)
-
-
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("spectral_filter", _filter_forward, _device)
-    _LIBRARY.impl("spectral_filter_backward", _filter_backward, _device)
-    _LIBRARY.impl("focal_frequency_loss", _focal_forward, _device)
-    _LIBRARY.impl("focal_frequency_loss_backward", _focal_backward, _device)
+for _operator in ("spectral_filter", "focal_frequency_loss"):
+    for _device in ("CPU", "CUDA"):
+        _LIBRARY.impl(_operator, _forward(_operator), _device)
+        _LIBRARY.impl(f"{_operator}_backward", _backward(_operator), _device)
 
 
 @torch.library.register_fake("medsora_ops::spectral_filter", lib=_LIBRARY)
-def _(x, weight):
+def _(x, weight, backend):
     return x.new_empty(x.shape)
 
 
 @torch.library.register_fake("medsora_ops::spectral_filter_backward", lib=_LIBRARY)
-def _(grad, x, weight):
+def _(grad, x, weight, backend):
     return x.new_empty(x.shape), weight.new_empty(weight.shape)
 
 
 @torch.library.register_fake("medsora_ops::focal_frequency_loss", lib=_LIBRARY)
-def _(pred, target, alpha, patch_factor, ave_spectrum, log_matrix, batch_matrix):
+def _(pred, *arguments):
     return pred.new_empty(())
 
 
 @torch.library.register_fake("medsora_ops::focal_frequency_loss_backward", lib=_LIBRARY)
-def _(grad, pred, target, alpha, patch_factor, ave_spectrum, log_matrix, batch_matrix):
+def _(grad, pred, *arguments):
     return pred.new_empty(pred.shape)
 
 
-def _keep_filter_inputs(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+def _keep_inputs(ctx, inputs, output):
+    one, other, *ctx.settings = inputs
+    ctx.save_for_backward(one, other)
 
 
 def _filter_gradients(ctx, grad):
-    return torch.ops.medsora_ops.spectral_filter_backward(grad, *ctx.saved_tensors)
-
-
-def _keep_focal_inputs(ctx, inputs, output):
-    pred, target, *ctx.settings = inputs
-    ctx.save_for_backward(pred, target)
+    found = torch.ops.medsora_ops.spectral_filter_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (*found, *(None for _ in ctx.settings))
 
 
 def _focal_gradients(ctx, grad):
-    grad_pred = torch.ops.medsora_ops.focal_frequency_loss_backward(grad, *ctx.saved_tensors, *ctx.settings)
-    wants_pred, wants_target, *settings = ctx.needs_input_grad
-    return (grad_pred if wants_pred else None, -grad_pred if wants_target else None, *(None for _ in settings))
+    of_pred = torch.ops.medsora_ops.focal_frequency_loss_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    return (of_pred, -of_pred if ctx.needs_input_grad[1] else None, *(None for _ in ctx.settings))
 
 
-torch.library.register_autograd(
-    "medsora_ops::spectral_filter", _filter_gradients, setup_context=_keep_filter_inputs, lib=_LIBRARY
-)
-torch.library.register_autograd(
-    "medsora_ops::focal_frequency_loss", _focal_gradients, setup_context=_keep_focal_inputs, lib=_LIBRARY
-)
+for _operator, _gradients in (("spectral_filter", _filter_gradients), ("focal_frequency_loss", _focal_gradients)):
+    torch.library.register_autograd(f"medsora_ops::{_operator}", _gradients, setup_context=_keep_inputs, lib=_LIBRARY)

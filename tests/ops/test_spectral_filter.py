@@ -6,12 +6,16 @@ import pytest
 import torch
 from sampling import sampled
 
-from medsora_ops.backends import use_backend
+from medsora_ops import backends, use_backend
 from medsora_ops.spectral import reference, spectral_filter
 
 SIZES = [(1, 1), (1, 5), (4, 1), (2, 2), (3, 3), (4, 4), (5, 8), (8, 5), (7, 7), (6, 10), (13, 16), (12, 31), (30, 45)]
 LEADING = [(2, 3), (1, 1), (2, 2, 3), (1, 2, 2, 2)]
 CASES = sampled(itertools.product(SIZES, LEADING, ["real", "complex"]), 40)
+
+
+def registered(x, weight):
+    return torch.ops.medsora_ops.spectral_filter(x, weight, "")
 
 
 def random_case(size, leading=(2, 3), kind="complex", dtype=torch.float64, seed=0):
@@ -76,7 +80,7 @@ def test_a_zero_weight_leaves_every_bit():
 def test_gradients(size, kind):
     x, weight = (t.requires_grad_() for t in random_case(size, kind=kind))
     assert torch.autograd.gradcheck(spectral_filter, (x, weight))
-    assert torch.autograd.gradcheck(torch.ops.medsora_ops.spectral_filter, (x, weight))
+    assert torch.autograd.gradcheck(registered, (x, weight))
     assert torch.autograd.gradgradcheck(spectral_filter, (x, weight))
 
 
@@ -102,7 +106,7 @@ def test_low_precision_is_rounded_only_at_the_end(dtype, bound):
 
 def test_bfloat16_real_weight_gets_a_gradient_of_its_own_dtype():
     x, weight = random_case((6, 6), kind="real", dtype=torch.bfloat16)
-    for call in (spectral_filter, torch.ops.medsora_ops.spectral_filter):
+    for call in (spectral_filter, registered):
         leaf, gain = x.clone().requires_grad_(), weight.clone().requires_grad_()
         call(leaf, gain).sum().backward()
         assert leaf.grad.dtype == gain.grad.dtype == torch.bfloat16
@@ -114,17 +118,16 @@ def test_strided_input():
     strided = transposed.contiguous().movedim(3, 1)
     assert not strided.is_contiguous()
     torch.testing.assert_close(spectral_filter(strided, weight), spectral_filter(x, weight))
-    registered = torch.ops.medsora_ops.spectral_filter(strided, weight)
-    assert registered.is_contiguous()
-    torch.testing.assert_close(registered, spectral_filter(x, weight))
+    assert registered(strided, weight).is_contiguous()
+    torch.testing.assert_close(registered(strided, weight), spectral_filter(x, weight))
 
 
 @pytest.mark.parametrize("kind", ["real", "complex"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(kind, dtype):
     x, weight = (t.requires_grad_() for t in random_case((5, 6), (2, 3, 2), kind, dtype))
-    torch.library.opcheck(torch.ops.medsora_ops.spectral_filter.default, (x, weight))
-    inputs = (torch.randn_like(x), x.detach(), weight.detach())
+    torch.library.opcheck(torch.ops.medsora_ops.spectral_filter.default, (x, weight, ""))
+    inputs = (torch.randn_like(x), x.detach(), weight.detach(), "")
     torch.library.opcheck(torch.ops.medsora_ops.spectral_filter_backward.default, inputs)
 
 
@@ -160,3 +163,27 @@ def test_the_backend_table_is_asked():
         torch.testing.assert_close(spectral_filter(x, weight), by_full_transform(x.double(), weight).float())
     with use_backend("cuda"), pytest.raises(ValueError, match="backend 'cuda' cannot serve spectral_filter on cpu"):
         spectral_filter(x, weight)
+
+
+def test_a_faster_implementation_joins_by_registration(monkeypatch):
+    """An implementation of another backend serves call and gradient, also after the block that asked for it."""
+    monkeypatch.setattr(backends, "_table", dict(backends._table))
+    served = []
+
+    def forward(*arguments):
+        served.append("forward")
+        return reference.spectral_filter(*arguments)
+
+    def backward(*arguments):
+        served.append("backward")
+        return reference.spectral_filter_backward(*arguments)
+
+    backends.register("spectral_filter", "triton", forward, backward, devices=("cpu",), priority=-1)
+    x, weight = (t.requires_grad_() for t in random_case((6, 7)))
+    wanted = torch.autograd.grad(spectral_filter(x, weight).square().sum(), (x, weight))
+    assert served == []
+    with use_backend("triton"):
+        loss = spectral_filter(x, weight).square().sum()
+    for one, other in zip(torch.autograd.grad(loss, (x, weight)), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    assert served == ["forward", "backward"]

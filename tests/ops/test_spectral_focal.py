@@ -34,7 +34,7 @@ def random_pair(shape, dtype=torch.float64):
 
 def registered(pred, target, alpha=1.0, patch_factor=1, ave_spectrum=False, log_matrix=False, batch_matrix=False):
     return torch.ops.medsora_ops.focal_frequency_loss(
-        pred, target, alpha, patch_factor, ave_spectrum, log_matrix, batch_matrix
+        pred, target, alpha, patch_factor, ave_spectrum, log_matrix, batch_matrix, ""
     )
 
 
@@ -113,7 +113,7 @@ def test_low_precision(dtype):
 def test_opcheck(settings):
     pred, target = (t.requires_grad_() for t in random_pair((2, 2, 4, 6), torch.float32))
     values = {"alpha": 1.0, "patch_factor": 1, "ave_spectrum": False, "log_matrix": False, "batch_matrix": False}
-    arguments = tuple((values | settings).values())
+    arguments = (*(values | settings).values(), "")
     torch.library.opcheck(torch.ops.medsora_ops.focal_frequency_loss.default, (pred, target, *arguments))
     inputs = (torch.tensor(1.0), pred.detach(), target.detach(), *arguments)
     torch.library.opcheck(torch.ops.medsora_ops.focal_frequency_loss_backward.default, inputs)
