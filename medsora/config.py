@@ -15,10 +15,7 @@ from medsora.alignment import AlignmentSettings
 from medsora.data.settings import PrepareSettings
 from medsora.diffusion import DiffusionSettings
 from medsora.errors import UserError
-from medsora.training.denoiser_stage import DenoiserSettings
-from medsora.training.evaluation import EvaluationSettings
-from medsora.training.results import SamplingSettings
-from medsora.training.vae_stage import VAESettings
+from medsora.training.settings import DenoiserSettings, EvaluationSettings, SamplingSettings, VAESettings
 
 PRESETS = ("tiny", "S", "B", "L", "XL")
 DEFAULT_PRESET = "tiny"

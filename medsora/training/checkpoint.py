@@ -85,7 +85,7 @@ class CheckpointFolder:
         return target
 
     def load_latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, on the CPU; None if there is none. Damaged ones are passed over with a warning."""
+        """The newest whole checkpoint, on the CPU, or None. Damaged ones are passed over with a warning."""
         for step in reversed(self.steps()):
             try:
                 return read_checkpoint(self.folder(step))

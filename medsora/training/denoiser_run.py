@@ -65,9 +65,7 @@ class DenoiserRun:
 
     def train(self) -> dict:
         """Trains to the limit and writes denoiser/; returns what is recorded of the stage."""
-        trainer = Trainer(
-            self.task, self.settings.denoiser, self.run, self.accelerator, self.stops, self.settings.seed
-        )
+        trainer = Trainer(self.task, self.settings.denoiser, self.run, self.accelerator, self.stops, self.settings.seed)
         trainer.train(self.settings.limit("denoiser"))
         facts = {
             "steps": trainer.step,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,47 +11,13 @@ from torch import Tensor, nn
 from medsora.errors import UserError
 from medsora.training.draws import Draws, Part
 from medsora.training.loop import Task, Trainer
-from medsora.training.optimization import LoopSettings
+from medsora.training.settings import DenoiserSettings
 
 if TYPE_CHECKING:
     from medsora.alignment import AlignmentProjector
     from medsora.data import LatentClips
     from medsora.diffusion import DiffusionObjective
     from medsora.models import MedSora
-
-
-@dataclass
-class DenoiserSettings(LoopSettings):
-    """Stage 2: the denoiser. Its clips are the windows of `prepare`.
-
-    Args:
-        preset: Size: "tiny", "S", "B", "L" or "XL".
-        model: Other options of the model by name.
-        images_per_batch: Single frames that train beside the clips in a batch of their own, 0 for none.
-        image_loss_weight: Weight of the images' loss; that of the clips is 1.
-        label_dropout: How often a label is withheld, so that guidance works.
-        first_frame_dropout: How often given first frames are withheld (with model.first_frame_conditioning).
-        gradient_checkpointing: Recompute blocks in the backward pass: less memory, more time.
-        sample_every: Steps between grids of samples from the averaged weights, 0 for none.
-    """
-
-    preset: str = "tiny"
-    model: dict[str, Any] = field(default_factory=dict)
-    images_per_batch: int = 0
-    image_loss_weight: float = 1.0
-    label_dropout: float = 0.1
-    first_frame_dropout: float = 0.2
-    gradient_checkpointing: bool = False
-    sample_every: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("images_per_batch", "image_loss_weight", "sample_every"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}: got {getattr(self, name)}, wants 0 or more")
-        for name in ("label_dropout", "first_frame_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: got {getattr(self, name)}, wants a probability")
 
 
 class DenoiserTraining(nn.Module):
@@ -203,9 +168,11 @@ def denoiser_task(
     """What the loop needs to train the denoiser on cached latents."""
     if not len(draw.clips):
         raise UserError(
-            "data: there is no training window; wants clips of at least (prepare.num_frames - 1) * prepare.interval + 1 "
-            "frames"
+            "data: there is no training window, wants clips of at least "
+            "(prepare.num_frames - 1) * prepare.interval + 1 frames"
         )
     if draw.settings.images_per_batch and not len(draw.clips.images):
-        raise UserError("denoiser.images_per_batch: the data has no single frames, wants prepare.images_per_clip above 0")
+        raise UserError(
+            "denoiser.images_per_batch: the data has no single frames, wants prepare.images_per_clip above 0"
+        )
     return Task("denoiser", module, draw, inputs, after_step)

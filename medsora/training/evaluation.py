@@ -1,9 +1,8 @@
-"""How well a run has learnt: held-out reconstruction, denoising on a fixed set, distance of generated motion to real."""
+"""How well a run has learnt: reconstruction, denoising on a fixed set, distance of generated motion to real."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,40 +10,14 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from medsora.errors import UserError
 from medsora.training.draws import Draws
+from medsora.training.settings import EvaluationSettings
 from medsora.training.vae_stage import to_model_range, to_pixels
 
 if TYPE_CHECKING:
     from medsora.data import LatentClips
     from medsora.diffusion import DiffusionObjective
     from medsora.models import FrequencyCompensatedVAE, MedSora
-
-
-@dataclass
-class EvaluationSettings:
-    """What is measured while a run trains and at its end.
-
-    Args:
-        baseline_step: Step of the denoiser whose denoising loss the final one is compared with.
-        denoising_samples: Size of the fixed set of (clip, timestep, noise).
-        reconstruction_clips: At most so many held-out clips are reconstructed.
-        distance_videos: Videos in each set of the motion distance; 0 leaves it out.
-        batch_size: Videos a forward pass handles.
-    """
-
-    baseline_step: int = 20
-    denoising_samples: int = 128
-    reconstruction_clips: int = 64
-    distance_videos: int = 32
-    batch_size: int = 16
-
-    def __post_init__(self):
-        for name in ("baseline_step", "denoising_samples", "reconstruction_clips", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: got {getattr(self, name)}, wants at least 1")
-        if self.distance_videos == 1 or self.distance_videos < 0:
-            raise UserError(f"distance_videos: got {self.distance_videos}, wants 0 or at least 2")
 
 
 @torch.no_grad()

@@ -22,8 +22,9 @@ from medsora.training.checkpoint import Checkpoint, CheckpointFolder, require_sa
 from medsora.training.draws import Draws, Part
 from medsora.training.ema import MovingAverage, trained_parameters
 from medsora.training.metrics_log import MetricsLog
-from medsora.training.optimization import LoopSettings, learning_rate_at, uses_bf16
+from medsora.training.optimization import learning_rate_at, uses_bf16
 from medsora.training.progress import step_bar
+from medsora.training.settings import LoopSettings
 from medsora.training.stopping import Interrupted, StopRequests
 
 _log = logging.getLogger("medsora")

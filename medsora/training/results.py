@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from medsora.errors import UserError
 from medsora.files import write_text
 
 if TYPE_CHECKING:
@@ -21,38 +19,6 @@ if TYPE_CHECKING:
 
 GRID_VIDEOS = 4
 GRID_STEPS = 25
-
-
-@dataclass
-class SamplingSettings:
-    """The samples at the end of a run.
-
-    Args:
-        num_videos: Videos to write.
-        num_inference_steps: Denoising steps.
-        scheduler: "ddim", "ddpm" or "dpm-solver++".
-        guidance_scale: How strongly labels guide; 1 for not at all.
-        fps: Frames a second of the files written.
-        batch_size: Videos sampled together; decides memory and speed, not what they show.
-    """
-
-    num_videos: int = 16
-    num_inference_steps: int = 50
-    scheduler: str = "ddim"
-    guidance_scale: float = 1.0
-    fps: float = 6.0
-    batch_size: int = 16
-
-    def __post_init__(self):
-        for name in ("num_videos", "num_inference_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: got {getattr(self, name)}, wants at least 1")
-        if not self.fps > 0:
-            raise UserError(f"fps: got {self.fps}, wants more than 0")
-        from medsora.diffusion import SCHEDULERS
-
-        if self.scheduler not in SCHEDULERS:
-            raise UserError(f"scheduler: got {self.scheduler!r}, wants one of {', '.join(SCHEDULERS)}")
 
 
 def held_out_reconstruction(
@@ -121,9 +87,7 @@ def sample(
     return np.rint(np.clip(np.nan_to_num(np.asarray(made)), 0, 1) * 255).astype(np.uint8)
 
 
-def sample_grid(
-    run: Path, step: int, vae: FrequencyCompensatedVAE, denoiser: MedSora, settings: TrainSettings
-) -> None:
+def sample_grid(run: Path, step: int, vae: FrequencyCompensatedVAE, denoiser: MedSora, settings: TrainSettings) -> None:
     """A look at training: a contact sheet of a few samples, a row each, samples/step-N.png."""
     from medsora import media
 

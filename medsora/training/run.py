@@ -113,7 +113,8 @@ class _Run:
         for note in manifest.notes:
             self.say(f"      {note}")
         self.say(
-            f"      {counts['train']} training and {counts['val']} validation clips, {len(manifest.skipped)} files skipped"
+            f"      {counts['train']} training and {counts['val']} validation clips, "
+            f"{len(manifest.skipped)} files skipped"
         )
         return {"dataset": str(dataset), **counts, "skipped": len(manifest.skipped)}
 
@@ -205,7 +206,7 @@ def _accelerator(device: str) -> Accelerator:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f'device: got {device!r}, wants "auto", "cpu" or "cuda"')
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: got 'cuda', but PyTorch finds no CUDA device here; wants \"auto\" or \"cpu\"")
+        raise UserError('device: got \'cuda\', but PyTorch finds no CUDA device here; wants "auto" or "cpu"')
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
 
 

@@ -1,9 +1,9 @@
 """A run's folder: where things lie in it, which settings it belongs to, and which of its stages are done.
 
-    settings.json   the settings the run was started with      stages.json   each finished stage and what it found
-    dataset/        prepared frames and latents                 checkpoints/  where training stands
-    vae/ denoiser/ scheduler/ model_index.json                  the trained pipeline
-    metrics.jsonl  tensorboard/  plots/  samples/  report.html  what there is to see
+settings.json   the settings the run was started with      stages.json   each finished stage and what it found
+dataset/        prepared frames and latents                 checkpoints/  where training stands
+vae/ denoiser/ scheduler/ model_index.json                  the trained pipeline
+metrics.jsonl  tensorboard/  plots/  samples/  report.html  what there is to see
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class RunFolder:
         if not self.settings_file.is_file():
             foreign = [p.name for p in self.path.iterdir() if not p.name.startswith(TEMPORARY_PREFIX)]
             if foreign:
-                raise UserError(f"output: {self.path} holds files that are no run of ours ({foreign[0]}), wants another")
+                raise UserError(
+                    f"output: {self.path} holds files that are no run of ours ({foreign[0]}), wants another"
+                )
             return
         recorded = _read(self.settings_file)["settings"]
         found = differences(recorded, settings.as_dict())
@@ -52,8 +54,8 @@ class RunFolder:
             name, before, now = found[0]
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise UserError(
-                f"{self.path} was started with {name} {json.dumps(before)}, this command gives {json.dumps(now)}{more}: "
-                "give the same settings to go on, or another --output for a new run"
+                f"{self.path} was started with {name} {json.dumps(before)}, now it is {json.dumps(now)}{more}; "
+                "give the recorded settings to go on, or another --output for a new run"
             )
 
     def claim(self, settings: TrainSettings) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,55 +12,11 @@ from torch import Tensor, nn
 from medsora.errors import UserError
 from medsora.training.draws import Draws, Part
 from medsora.training.loop import Task
-from medsora.training.optimization import LoopSettings
+from medsora.training.settings import VAESettings
 
 if TYPE_CHECKING:
     from medsora.data import FrameClips
     from medsora.models import FrequencyCompensatedVAE
-
-TRAINABLE = ("all", "compensation")
-
-
-@dataclass
-class VAESettings(LoopSettings):
-    """Stage 1: the video VAE.
-
-    Args:
-        preset: Size of a VAE trained from scratch: "tiny" or "cogvideox".
-        pretrained: Folder or hub name of pretrained CogVideoX weights; none trains from scratch.
-        pretrained_subfolder: Where in it the VAE is; "vae" in a whole CogVideoX pipeline.
-        compensation: Residual blocks: "spectral" (in the frequency domain), "conv" (plain convolutions) or "none".
-        trainable: "all", or "compensation" to leave the backbone as it is.
-        model: Other options of the model by name.
-        num_frames: Frames of a training clip: 1, 8k or 8k + 1.
-        flips: Mirror half of the clips left to right.
-        l1: Weight of the mean absolute error.
-        focal: Weight of the focal frequency loss.
-        lpips: Weight of the LPIPS perceptual distance; above 0 it needs lpips_weights.
-        kl: Weight of the posterior's divergence from a standard normal.
-        lpips_weights: Folder or file of LPIPS weights.
-    """
-
-    preset: str = "tiny"
-    pretrained: str | None = None
-    pretrained_subfolder: str | None = None
-    compensation: str = "spectral"
-    trainable: str = "all"
-    model: dict[str, Any] = field(default_factory=dict)
-    num_frames: int = 8
-    flips: bool = True
-    l1: float = 1.0
-    focal: float = 0.1
-    lpips: float = 0.0
-    kl: float = 1e-6
-    lpips_weights: str | None = None
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.trainable not in TRAINABLE:
-            raise UserError(f"trainable: got {self.trainable!r}, wants one of {', '.join(TRAINABLE)}")
-        if self.trainable == "compensation" and self.compensation == "none":
-            raise UserError("trainable: got 'compensation' where compensation is 'none', wants 'all'")
 
 
 class VAETraining(nn.Module):

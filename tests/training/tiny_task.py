@@ -17,7 +17,7 @@ from torch import nn
 
 from medsora.training.draws import Draws
 from medsora.training.loop import Task, Trainer
-from medsora.training.optimization import LoopSettings
+from medsora.training.settings import LoopSettings
 from medsora.training.stopping import StopRequests
 
 SEED = 5
