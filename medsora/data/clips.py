@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 
 from medsora.data.manifest import Manifest, frames_path, latents_path
+from medsora.errors import UserError
 
 
 class FrameClips:
@@ -78,7 +79,7 @@ class LatentClips:
         statistics: "mean", "std" and "scaling_factor" (1 / std) of the training latents.
 
     Raises:
-        UserError: The folder holds no latents, or their preparation was interrupted.
+        UserError: The folder holds no latents, their preparation was interrupted, or the frames changed since.
     """
 
     def __init__(self, dataset_folder: str | Path, split: str):
@@ -90,7 +91,9 @@ class LatentClips:
         self.labels, self.statistics = self.manifest.labels, self.index["statistics"]
         self._entries, images = [], []
         for clip in self.manifest.of_split(split):
-            record, label = self.index["clips"][clip.id], self.manifest.label_index(clip)
+            record, label = self.index["clips"].get(clip.id), self.manifest.label_index(clip)
+            if record is None or record["frames"] != clip.sha256:
+                raise UserError(f"the latents in {self.folder} are older than its frames; prepare the latents again")
             flips = range(2 if record["flips"] else 1)
             self._entries += [(clip.id, f"{k}.{v}", label) for k in range(len(record["starts"])) for v in flips]
             images += [(clip.id, str(j), label) for j in range(len(record["images"]))]

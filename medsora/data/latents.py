@@ -1,5 +1,6 @@
 """The second stage of preparation: clips to VAE posteriors and alignment targets, so that training runs neither."""
 
+import copy
 import hashlib
 import math
 import time
@@ -45,7 +46,7 @@ def prepare_latents(
     Args:
         dataset_folder: Where `prepare_frames` wrote.
         vae: `encode(x (1, 3, T, H, W) in [-1, 1]).latent_dist` with mean and std. Put in eval mode and moved to
-            `device`; its parameters' type is restored.
+            `device`, its weights unchanged.
         settings: Windows, interval, flips, images and precision.
         alignment: Of the targets; representation "none" leaves them out.
         patch_size: The denoiser's; targets are on its token grid.
@@ -182,23 +183,19 @@ def _encode_clips(index, vae, plans, keys, settings, alignment, device, patch_si
     todo = [clip for clip in index.manifest.clips if clip.id not in index.done]
     if not todo:
         return
-    dtype, before = getattr(torch, settings.encode_dtype), next(vae.parameters()).dtype
+    dtype = getattr(torch, settings.encode_dtype)
+    if any(parameter.dtype != dtype for parameter in vae.parameters()):
+        vae = copy.deepcopy(vae).to(dtype=dtype)  # a copy, since rounding the caller's weights could not be undone
     vae.to(device).eval()
-    if dtype != before:
-        vae.to(dtype=dtype)
     saved = time.monotonic()
-    try:
-        with tqdm(total=sum(plans[c.id].entries for c in todo), desc="latents", disable=not progress) as bar:
-            for number, clip in enumerate(todo, 1):
-                bar.set_postfix(clip=f"{number}/{len(todo)}")
-                encoder = _ClipEncoder(index.folder, clip, vae, alignment, patch_size, bar)
-                index.done[clip.id] = {"key": keys[clip.id], **encoder.run(plans[clip.id])}
-                if time.monotonic() - saved > SAVE_EVERY:
-                    index.write(complete=False)
-                    saved = time.monotonic()
-    finally:
-        if dtype != before:
-            vae.to(dtype=before)
+    with tqdm(total=sum(plans[c.id].entries for c in todo), desc="latents", disable=not progress) as bar:
+        for number, clip in enumerate(todo, 1):
+            bar.set_postfix(clip=f"{number}/{len(todo)}")
+            encoder = _ClipEncoder(index.folder, clip, vae, alignment, patch_size, bar)
+            index.done[clip.id] = {"key": keys[clip.id], "frames": clip.sha256, **encoder.run(plans[clip.id])}
+            if time.monotonic() - saved > SAVE_EVERY:
+                index.write(complete=False)
+                saved = time.monotonic()
 
 
 class _ClipEncoder:

@@ -1,0 +1,82 @@
+"""`python -m medsora.prepare` as its user meets it."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from made_recordings import moving_frames, write_video
+
+from medsora.data import LatentClips, Manifest
+from medsora.errors import run_command
+from medsora.prepare import main
+
+
+def call(*arguments):
+    return run_command(lambda: main([str(argument) for argument in arguments]))
+
+
+def test_frames_then_latents(tmp_path, capsys):
+    for number in range(2):
+        write_video(tmp_path / "in" / f"p{number}" / "a.avi", moving_frames(20, seed=number))
+    (tmp_path / "in" / "p0" / "notes.mp4").write_text("no video")
+    small = ("--size", 16, "--num_frames", 8, "--windows_per_clip", 2, "--images_per_clip", 1)
+    assert call(tmp_path / "in", "--output", tmp_path / "out", *small) == 0
+    said = capsys.readouterr().out
+    assert "clips     2 with 40 frames, of 2 patient(s)" in said
+    assert "train   1 of 1 patient(s)" in said and "val     1 of 1 patient(s)" in said
+    assert "p0/notes.mp4: it cannot be opened as a video" in said and str(tmp_path / "out" / "manifest.json") in said
+
+    from diffusers import AutoencoderKLCogVideoX
+
+    AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=2,
+        norm_num_groups=2,
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+    ).save_pretrained(tmp_path / "vae")
+    encode = (*small, "--vae", tmp_path / "vae", "--alignment.motionless", "0.1")
+    assert call(tmp_path / "in", "--output", tmp_path / "out", *encode) == 0
+    captured = capsys.readouterr()
+    assert "latents   8 windows and 4 images, flips included; scaling factor" in captured.out
+    assert re.search(r"latents: +100%.* 12/12 ", captured.err)  # the bar, with counts
+    assert LatentClips(tmp_path / "out", "train").entry(0)["mean"].shape == (2, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere",), "nowhere does not exist"),
+        (("builtin:cine", "--size", "50"), "size is 50"),
+        (("builtin:cine", "--size", "wide"), "size"),
+        (("builtin:cine", "--sizes", "50"), "sizes"),
+        (("builtin:cine", "--vae", "nowhere"), "--vae nowhere is not the folder of a saved video VAE"),
+        (("builtin:cine", "--vae", "nowhere", "--alignment.flow", "guess"), "alignment.flow: got 'guess'"),
+    ],
+)
+def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, words):
+    assert call(*arguments, "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said and said.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_vae_of_another_kind(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    assert call("builtin:cine", "--output", tmp_path / "out", "--vae", tmp_path) == 2
+    assert "holds a UNet2DModel" in capsys.readouterr().err
+
+
+def test_help_and_module(tmp_path):
+    """Run as a module, from elsewhere: help names the sources and every setting, and a run leaves a manifest."""
+    shown = subprocess.run([sys.executable, "-m", "medsora.prepare", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for word in ("builtin:phantom:N", "--num_frames", "--val_fraction", "--alignment.flow", "examples:", "--vae"):
+        assert word in shown.stdout
+    run = [sys.executable, "-m", "medsora.prepare", "builtin:phantom:2", "--output", str(tmp_path), "--size", "16"]
+    done = subprocess.run([*run, "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "labels    normal 1, polyp 1" in done.stdout and "synthetic" in done.stdout
+    assert len(Manifest.read(tmp_path).clips) == 2
