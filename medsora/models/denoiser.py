@@ -97,6 +97,8 @@ class MedSora(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
+    # Decays are exponentials of these: `from_pretrained(torch_dtype=torch.bfloat16)` leaves them in float32.
+    _keep_in_fp32_modules = ["A_log", "dt_bias"]
 
     @register_to_config
     def __init__(
@@ -205,6 +207,18 @@ class MedSora(ModelMixin, ConfigMixin):
                 hidden.append(after_spatial.view(batch, frames, -1, self.config.hidden_size))
         output = self._unpatch(self.final_layer(x, condition), grid)
         return MedSoraOutput(sample=output, hidden=tuple(hidden) if return_hidden else None)
+
+    def prepare(self, frames: int, height: int, width: int) -> None:
+        """Makes the tables for latents of this size, on the weights' device; `forward` makes them otherwise.
+
+        Call it before a first call under `torch.compile(fullgraph=True)` or under graph capture, which cannot make them.
+        """
+        grid = (frames, height // self.config.patch_size, width // self.config.patch_size)
+        self._positions(*grid[1:])
+        for block in self.blocks:
+            for family in (*block.spatial.families(grid), *block.temporal.families(grid)):
+                for path in family:
+                    path.offsets(self.patch_embedding.weight.device)
 
     def _positions(self, height: int, width: int) -> Tensor:
         """The position table of an (H, W) token grid, (1, H*W, D) in the weights' type."""

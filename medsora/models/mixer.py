@@ -101,16 +101,24 @@ class SpatialMixer(nn.Module):
         if scan_order not in SCAN_ORDERS:
             raise ValueError(f"scan_order: got {scan_order!r}, wants one of {', '.join(SCAN_ORDERS)}")
         self.planes, self.scan_order, self.variant = tuple(planes), scan_order, variant
+        self._known_families: dict[tuple[int, int, int], tuple[tuple[ScanPath, ...], ...]] = {}
         self.mamba = Mamba2(hidden_size, state_size, head_dim)
         self.gates = nn.ModuleList(nn.Linear(hidden_size, hidden_size) for _ in planes if len(planes) > 1)
 
     def forward(self, u: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """u: (B, F*H*W, D) over grid (F, H, W) -> (B, F*H*W, D)."""
-        families = tuple(plane_paths(kind, grid, self.scan_order, self.variant) for kind in self.planes)
-        scanned = self.mamba(u, families, bidirectional=self.scan_order != "released")
+        scanned = self.mamba(u, self.families(grid), bidirectional=self.scan_order != "released")
         if len(scanned) == 1:
             return scanned[0]
         return sum(torch.sigmoid(gate(y)) * y for gate, y in zip(self.gates, scanned, strict=True))
+
+    def families(self, grid: tuple[int, int, int]) -> tuple[tuple[ScanPath, ...], ...]:
+        """The paths of each plane family. Kept in a plain dictionary, where a compiled function can find them."""
+        if grid not in self._known_families:
+            self._known_families[grid] = tuple(
+                plane_paths(kind, grid, self.scan_order, self.variant) for kind in self.planes
+            )
+        return self._known_families[grid]
 
 
 class TemporalMixer(nn.Module):
@@ -119,11 +127,18 @@ class TemporalMixer(nn.Module):
     def __init__(self, hidden_size: int, state_size: int, head_dim: int, bidirectional: bool):
         super().__init__()
         self.bidirectional = bidirectional
+        self._known_families: dict[tuple[int, int, int], tuple[tuple[ScanPath, ...], ...]] = {}
         self.mamba = Mamba2(hidden_size, state_size, head_dim)
 
     def forward(self, u: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """u: (B, F*H*W, D) over grid (F, H, W) -> (B, F*H*W, D)."""
-        return self.mamba(u, ((temporal_path(grid),),), self.bidirectional)[0]
+        return self.mamba(u, self.families(grid), self.bidirectional)[0]
+
+    def families(self, grid: tuple[int, int, int]) -> tuple[tuple[ScanPath, ...], ...]:
+        """One family of one path, kept like those of the spatial mixer."""
+        if grid not in self._known_families:
+            self._known_families[grid] = ((temporal_path(grid),),)
+        return self._known_families[grid]
 
 
 @functools.lru_cache(maxsize=512)

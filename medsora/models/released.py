@@ -62,7 +62,7 @@ def load_released(state_dict: Mapping[str, Tensor], config: Mapping, scan_order:
     (latent side), patch_size, in_channels, hidden_size, d_state, depth, and optionally strip_size (patch stride, equal
     to patch_size), latent_num_frames, latent_num_all, use_local_attention (on), use_local_cov.
     scan_order: "released" walks as the released code did in training, "spiral" true spirals.
-    Returns the model in the dtype of the tensors, on the CPU. Raises ValueError for settings or parameters that are
+    Returns the model in the dtype and on the device of the tensors. Raises ValueError for settings or parameters that are
     missing, unknown or of another shape.
     """
     settings = _settings(config, scan_order)
@@ -84,11 +84,11 @@ def load_released(state_dict: Mapping[str, Tensor], config: Mapping, scan_order:
         wanted = released_shape(released, model.get_parameter(ours).shape)
         if tuple(tensor.shape) != wanted:
             raise ValueError(f"state_dict: {released} has shape {tuple(tensor.shape)}, wants {wanted}")
-        renamed[ours] = tensor.reshape(model.get_parameter(ours).shape)
+        renamed[ours] = tensor.detach().clone().reshape(model.get_parameter(ours).shape)
     dtypes = sorted({str(tensor.dtype) for tensor in renamed.values()})
     if len(dtypes) > 1:
         raise ValueError(f"state_dict: got tensors of {', '.join(dtypes)}, wants one dtype")
-    model.to(next(iter(renamed.values())).dtype).load_state_dict(renamed, strict=True)
+    model.load_state_dict(renamed, strict=True, assign=True)  # takes over the tensors, and with them their dtype
     return model
 
 
