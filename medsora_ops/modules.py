@@ -47,7 +47,7 @@ class GridMamba2(nn.Module):
         norm_group_size: int | None = None,
     ):
         super().__init__()
-        width = int(expand * d_model)
+        width = round(expand * d_model)
         checks.divisor("head_dim", head_dim, width, "the inner width expand * d_model")
         heads = width // head_dim
         checks.divisor("n_groups", n_groups, heads, "the number of heads")
@@ -130,7 +130,7 @@ class GridMamba2(nn.Module):
     def from_mamba2(cls, layer: nn.Module | Mapping[str, Tensor], *, n_groups: int | None = None, **options):
         """A GridMamba2 with the sizes and weights of a mamba_ssm Mamba2 layer, or of its state_dict.
 
-        n_groups: its `ngroups`; read from a layer, 1 for a bare state_dict. options: walks, variant, bidirectional, eps.
+        n_groups: its `ngroups`; read from a layer, else 1. options: walks, variant, bidirectional, eps.
         The layer must have rmsnorm=True, norm_before_gate=False and no projection biases; a state_dict cannot tell
         norm_before_gate. Along one forward-only path the result agrees with the layer.
         Raises ValueError for a layer that has no such form.
