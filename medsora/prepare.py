@@ -34,8 +34,15 @@ and should not leave with the data. Sources are listed by relative path: rename 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    options = _parse(arguments)
+    """Runs the command; returns its exit code: 0, or 130 after Ctrl-C."""
+    try:
+        return _prepare(_parse(arguments))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _prepare(options) -> int:
     settings = PrepareSettings(**{name: options[name] for name in PrepareSettings.__dataclass_fields__})
     from medsora.data import prepare_frames
 

@@ -55,21 +55,10 @@ def prepare_frames(source: str, output: str | Path, settings: PrepareSettings, p
     _keep_unchanged(manifest, before, states, output)
     manifest.write(output)
 
-    to_read = [s for s in sources if s.name not in manifest.sources]
-    saved = time.monotonic()
-    with tqdm(to_read, "frames", unit="recording", disable=not (progress and to_read)) as bar:
-        for item in bar:
-            try:
-                manifest.clips += _prepare_source(item, output, salt, settings)
-                manifest.sources[item.name] = states[item.name]
-            except UnreadableVideo as error:
-                manifest.skipped.append(Skipped(item.name, str(error)))
-            bar.set_postfix(clips=len(manifest.clips), skipped=len(manifest.skipped))
-            if time.monotonic() - saved > SAVE_EVERY:
-                manifest.write(output)
-                saved = time.monotonic()
+    _read_all(
+        [s for s in sources if s.name not in manifest.sources], manifest, states, output, salt, settings, progress
+    )
     if not manifest.clips:
-        manifest.write(output)
         raise UserError(f"nothing in {source} can be used: {_main_reasons(manifest.skipped)}")
     _finish(manifest, sources, salt, settings)
     manifest.write(output)
@@ -107,6 +96,25 @@ def _keep_unchanged(manifest: Manifest, before: Manifest | None, states: dict[st
             if all(file_sha256(frames_path(output, clip.id)) == clip.sha256 for clip in clips[name]):
                 manifest.clips += clips[name]
                 manifest.sources[name] = state
+
+
+def _read_all(sources, manifest: Manifest, states, output: Path, salt: str, settings, progress: bool) -> None:
+    """Prepares recordings one by one; what is done is listed every few seconds and at the end, interrupted or not."""
+    saved = time.monotonic()
+    try:
+        with tqdm(sources, "frames", unit="recording", disable=not (progress and sources)) as bar:
+            for source in bar:
+                try:
+                    manifest.clips += _prepare_source(source, output, salt, settings)
+                    manifest.sources[source.name] = states[source.name]
+                except UnreadableVideo as error:
+                    manifest.skipped.append(Skipped(source.name, str(error)))
+                bar.set_postfix(clips=len(manifest.clips), skipped=len(manifest.skipped))
+                if time.monotonic() - saved > SAVE_EVERY:
+                    manifest.write(output)
+                    saved = time.monotonic()
+    finally:
+        manifest.write(output)
 
 
 def _prepare_source(source: Source, output: Path, salt: str, settings: PrepareSettings) -> list[Clip]:

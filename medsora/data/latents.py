@@ -73,8 +73,10 @@ def prepare_latents(
     done = _intact(folder, keys)
     index = _Index(folder, manifest, vae_hash, settings, target_settings, done)
     index.write(complete=False)
-    _encode_clips(index, vae, plans, keys, settings, alignment, torch.device(device), patch_size, progress)
-    index.write(complete=True)
+    try:
+        _encode_clips(index, vae, plans, keys, settings, alignment, torch.device(device), patch_size, progress)
+    finally:
+        index.write(complete=len(index.done) == len(manifest.clips))
 
 
 @dataclass

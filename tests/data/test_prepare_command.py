@@ -3,12 +3,13 @@
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from made_recordings import moving_frames, write_video
 
 from medsora.data import LatentClips, Manifest
-from medsora.errors import run_command
+from medsora.errors import UserError, run_command
 from medsora.prepare import main
 
 
@@ -61,6 +62,32 @@ def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, words):
     said = capsys.readouterr().err.strip()
     assert words in said and "\n" not in said and said.startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_killed_run_goes_on(tmp_path):
+    """SIGKILL in the middle; the same command again keeps what was done and finishes the rest."""
+    run = [sys.executable, "-m", "medsora.prepare", "builtin:phantom:24", "--output", str(tmp_path), "--quiet"]
+    process = subprocess.Popen([*run, "--size", "64"])
+    while process.poll() is None and len(list(tmp_path.glob("frames/*.safetensors"))) < 3:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    made = {path: path.read_bytes() for path in tmp_path.glob("frames/*.safetensors")}
+    assert 3 <= len(made) < 24
+    with pytest.raises(UserError, match="was interrupted"):
+        Manifest.read(tmp_path)
+    assert subprocess.run([*run, "--size", "64"]).returncode == 0
+    assert len(Manifest.read(tmp_path).clips) == len(list(tmp_path.glob("frames/*"))) == 24
+    assert all(path.read_bytes() == content for path, content in made.items())
+
+
+def test_interruption_is_one_sentence(tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medsora.data.frames._prepare_source", interrupted)
+    assert call("builtin:cine", "--output", tmp_path) == 130
+    assert "interrupted; the same command goes on" in capsys.readouterr().err
 
 
 def test_vae_of_another_kind(tmp_path, capsys):

@@ -214,7 +214,6 @@ def test_interrupted_run_goes_on(tmp_path, monkeypatch):
         seen.append(item.name)
         return real(item, *rest)
 
-    monkeypatch.setattr(frames_module, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(frames_module, "_prepare_source", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(source, output)

@@ -201,7 +201,6 @@ def test_interrupted_encoding_goes_on(tmp_path, vae, monkeypatch):
         done.append(1)
         return real(self, plan)
 
-    monkeypatch.setattr(latents_module, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(latents_module._ClipEncoder, "run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(tmp_path, vae, source=source)
