@@ -22,6 +22,8 @@ __all__ = ["ConfigMixin", "FrequencyCompensatedVAE", "ModelMixin"]
 
 CHUNK = 8  # pixel frames encoded together; they become two latent frames
 
+COMPENSATION_SETTINGS = ("compensation", "spectrum_grid", "detail_bands", "folded_frames")
+
 _DOWN, _UP = "CogVideoXDownBlock3D", "CogVideoXUpBlock3D"
 PRESETS = {
     "tiny": dict(
@@ -149,8 +151,13 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
 
         path_or_name: a folder with config.json and weights, or a hub name; subfolder "vae" for a whole pipeline's.
         compensation_settings: compensation, spectrum_grid, detail_bands, folded_frames.
-        Raises ValueError if it cannot be read, or weights are missing, left over or of another shape.
+        Raises ValueError for another setting, if it cannot be read, or weights are missing, left over or of another
+        shape.
         """
+        for name in compensation_settings.keys() - COMPENSATION_SETTINGS:
+            raise ValueError(
+                f"{name}: got a value for pretrained weights, wants {', '.join(COMPENSATION_SETTINGS)} only"
+            )
         # Loaded as what it is: diffusers skips the initialisation of modules while it loads a model, so parameters that
         # the file lacks would hold whatever was in memory. Without low_cpu_mem_usage=False they would have none at all.
         try:
@@ -171,7 +178,7 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
                     f"{fault}, such as {keys[0]}"
                 )
         settings = {name: value for name, value in backbone.config.items() if not name.startswith("_")}
-        vae = cls(**(settings | compensation_settings | {"pixel_unshuffle": 1}))
+        vae = cls(**(settings | compensation_settings))
         weights = {k: v for k, v in vae.state_dict().items() if ".compensation." in k} | backbone.state_dict()
         vae.load_state_dict(weights)
         return vae.to(backbone.dtype).eval()

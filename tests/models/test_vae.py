@@ -291,3 +291,8 @@ def test_load_backbone_refuses_weights_that_do_not_fit(damage, tmp_path):
 def test_load_backbone_refuses_what_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="path_or_name: cannot load"):
         FrequencyCompensatedVAE.load_backbone(str(tmp_path / "nothing"))
+
+
+def test_load_backbone_takes_no_other_setting():
+    with pytest.raises(ValueError, match="pixel_unshuffle: got a value for pretrained weights"):
+        FrequencyCompensatedVAE.load_backbone("anywhere", pixel_unshuffle=2)

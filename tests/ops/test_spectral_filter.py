@@ -122,6 +122,18 @@ def test_strided_input():
     torch.testing.assert_close(registered(strided, weight), spectral_filter(x, weight))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("size, leading, kind", CASES[::3])
+def test_cuda_equals_cpu(size, leading, kind):
+    x, weight = (t.requires_grad_() for t in random_case(size, leading, kind))
+    results = []
+    for device in ("cpu", "cuda"):
+        y = spectral_filter(x.to(device), weight.to(device))
+        results.append([y.cpu(), *torch.autograd.grad(y.square().sum(), (x, weight))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["real", "complex"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(kind, dtype):
