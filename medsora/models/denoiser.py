@@ -211,7 +211,7 @@ class MedSora(ModelMixin, ConfigMixin):
     def prepare(self, frames: int, height: int, width: int) -> None:
         """Makes the tables for latents of this size, on the weights' device; `forward` makes them otherwise.
 
-        Call it before a first call under `torch.compile(fullgraph=True)` or under graph capture, which cannot make them.
+        Call it before a first call under `torch.compile(fullgraph=True)` or graph capture, which cannot make them.
         """
         grid = (frames, height // self.config.patch_size, width // self.config.patch_size)
         self._positions(*grid[1:])

@@ -62,8 +62,8 @@ def load_released(state_dict: Mapping[str, Tensor], config: Mapping, scan_order:
     (latent side), patch_size, in_channels, hidden_size, d_state, depth, and optionally strip_size (patch stride, equal
     to patch_size), latent_num_frames, latent_num_all, use_local_attention (on), use_local_cov.
     scan_order: "released" walks as the released code did in training, "spiral" true spirals.
-    Returns the model in the dtype and on the device of the tensors. Raises ValueError for settings or parameters that are
-    missing, unknown or of another shape.
+    Returns the model in the dtype and on the device of the tensors.
+    Raises ValueError for settings or parameters that are missing, unknown or of another shape.
     """
     settings = _settings(config, scan_order)
     model = MedSora(**settings)
