@@ -92,7 +92,7 @@ class LatentClips:
         self._entries, images = [], []
         for clip in self.manifest.of_split(split):
             record, label = self.index["clips"].get(clip.id), self.manifest.label_index(clip)
-            if record is None or record["frames"] != clip.sha256:
+            if record is None or record.get("frames") != clip.sha256:
                 raise UserError(f"the latents in {self.folder} are older than its frames; prepare the latents again")
             flips = range(2 if record["flips"] else 1)
             self._entries += [(clip.id, f"{k}.{v}", label) for k in range(len(record["starts"])) for v in flips]

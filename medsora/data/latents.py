@@ -152,7 +152,9 @@ def _intact(folder: Path, keys: dict[str, str]) -> dict[str, dict]:
     return {
         clip_id: record
         for clip_id, record in before.items()
-        if record.get("key") == keys.get(clip_id) and file_sha256(latents_path(folder, clip_id)) == record["sha256"]
+        if "frames" in record
+        and record.get("key") == keys.get(clip_id)
+        and file_sha256(latents_path(folder, clip_id)) == record["sha256"]
     }
 
 
