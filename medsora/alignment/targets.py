@@ -68,7 +68,7 @@ def alignment_targets(
             "target": torch.zeros(layers, 1, tokens, channels),
             "mask": torch.zeros(1, tokens, dtype=torch.bool),
         }
-    owned = _owned_flows(len(frames), latent_frames)
+    owned = latent_flows(len(frames), latent_frames)
     flows = estimate_flow(frames, settings.flow, settings.flow_weights)
     mean_flows = np.stack([flows[first:last].mean(0) for first, last in owned])
     if settings.representation == "flow":
@@ -86,10 +86,8 @@ def latent_flows(num_frames: int, latent_frames: int) -> list[tuple[int, int]]:
     that may follow, so that the last frame has a flow too. One latent owns no flow.
     Raises ValueError for frames that do not make that many latents.
     """
-    return [] if latent_frames == 1 else _owned_flows(num_frames, latent_frames)
-
-
-def _owned_flows(num_frames: int, latent_frames: int) -> list[tuple[int, int]]:
+    if latent_frames == 1:
+        return []
     before_first = 3 if latent_frames % 2 else 0
     wanted = 4 * latent_frames - before_first
     if latent_frames < 1 or num_frames not in (wanted, wanted + 1):
