@@ -50,7 +50,7 @@ def encode_mp4(frames: np.ndarray, fps: float, synthetic: bool = True) -> bytes:
     frames, fps = _check_frames(frames), _check_fps(fps)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(buffer, "w", format="mp4") as container:
         if synthetic:
             container.metadata["title"] = container.metadata["comment"] = SYNTHETIC_MARK
         if "libx264" in av.codecs_available:
@@ -70,20 +70,22 @@ def encode_mp4(frames: np.ndarray, fps: float, synthetic: bool = True) -> bytes:
 def write_gif(path: str | os.PathLike, frames: np.ndarray, fps: float, synthetic: bool = True) -> None:
     """Writes an endless gif, 256 colours a frame.
 
-    frames: uint8 (T, H, W, 3). fps: frames a second; a gif counts in hundredths of a second and viewers go no faster
-    than 50 a second. synthetic: puts the mark into the comment. Raises ValueError for other frames or rates.
+    frames: uint8 (T, H, W, 3). fps: frames a second; a gif counts in hundredths of a second, so the frames' lengths
+    alternate to keep the rate, and viewers go no faster than 50 a second. Equal frames in a row become one longer frame.
+    synthetic: puts the mark into the comment. Raises ValueError for other frames or rates.
     """
     from PIL import Image
 
     frames, fps = _check_frames(frames), _check_fps(fps)
     pictures = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    ends = np.rint(np.arange(len(frames) + 1) * 100 / min(fps, 50)).astype(int)
     buffer = io.BytesIO()
     pictures[0].save(
         buffer,
         format="GIF",
         save_all=True,
         append_images=pictures[1:],
-        duration=max(20, 10 * round(100 / fps)),  # milliseconds
+        duration=(10 * np.diff(ends)).tolist(),  # milliseconds
         loop=0,
         **({"comment": SYNTHETIC_MARK.encode()} if synthetic else {}),
     )
