@@ -161,8 +161,9 @@ class GridMamba2(nn.Module):
             **options,
         )
         made.load_mamba2(state_dict)
-        weight = state_dict["in_proj.weight"]
-        return made.to(device=weight.device, dtype=weight.dtype)
+        # Again by assignment: each parameter keeps its own type (A_log often stays float32 in a half-type layer).
+        made.load_state_dict({name: value.detach().clone() for name, value in state_dict.items()}, assign=True)
+        return made
 
 
 @functools.lru_cache(maxsize=256)

@@ -46,7 +46,7 @@ def ssd_scan(
             y = y + values * (D[:, None] if D.dim() == 1 else D)
         if z is not None:
             y = y * F.silu(z.to(accumulate))
-        return [y.to(x.dtype), *final]
+        return [y.to(x.dtype).contiguous(), *final]
 
 
 def path_scan(
@@ -97,7 +97,7 @@ def _gradients(forward, grads, tensors, settings):
         tensors = [None if t is None else t.detach().requires_grad_() for t in tensors]
         outputs = forward(*tensors, *settings)
         found = torch.autograd.grad(outputs, [t for t in tensors if t is not None], list(grads))
-    return [gradient.contiguous() for gradient in found]
+    return list(found)
 
 
 @contextlib.contextmanager
