@@ -124,7 +124,7 @@ def _memory_lines(name: str, model: nn.Module, one: float, options: LoopSettings
     static = count * WEIGHT_BYTES + trained * (GRADIENT_BYTES + MOMENT_BYTES + AVERAGE_BYTES)
     on = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
     samples = max(options.batch_size // options.accumulation, 1)
-    activations = one * samples * (0.5 if uses_bf16(options.mixed_precision, on) else 1.0)
+    activations = one * samples * (0.5 if uses_bf16(options.precision, on) else 1.0)
     return [
         f"{name}: {count:,} parameters, {trained:,} trained, {options.steps} steps of {options.batch_size}",
         f"{name}: about {_size(static + activations)}: {_size(static)} of weights, gradients, moments and average, "

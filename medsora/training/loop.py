@@ -90,7 +90,7 @@ class Trainer:
             )
         self.checkpoints = CheckpointFolder(self.run / "checkpoints" / task.name, settings.keep_checkpoints)
         self.counters = Counters()
-        self.bf16 = uses_bf16(settings.mixed_precision, accelerator.device)
+        self.bf16 = uses_bf16(settings.precision, accelerator.device)
         self._prepare_module()
         self._resume()
 
@@ -191,18 +191,24 @@ class Trainer:
             raise TrainingDiverged(
                 f"{self.task.name}: {counters.bad_in_a_row} losses in a row were not finite (step {counters.step}); "
                 + (f"the checkpoint of step {kept[-1]} is kept; " if kept else "there is no checkpoint yet; ")
-                + f"try a lower {self.task.name}.learning_rate or --{self.task.name}.mixed_precision no, "
+                + f"try a lower {self.task.name}.learning_rate or --{self.task.name}.precision fp32, "
                 "with another --output"
             )
 
     def _batches(self, limit: int) -> Iterator[list[dict[str, torch.Tensor]]]:
-        """This process's micro-batches of each step; the next step's are drawn while one is trained on."""
+        """This process's micro-batches of each step.
+
+        On a GPU the next step's are drawn while one is trained on; on a CPU both would want the same cores.
+        """
         first = self.accelerator.process_index * self.settings.accumulation
         parts = [Part(first + i, self.parts) for i in range(self.settings.accumulation)]
 
         def draw(step: int) -> list[dict[str, torch.Tensor]]:
             return [self.task.draw(step, part) for part in parts]
 
+        if self.accelerator.device.type == "cpu":
+            yield from map(draw, range(self.step, limit))
+            return
         with ThreadPoolExecutor(1) as executor:
             coming = executor.submit(draw, self.step)
             while self.step < limit:

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: metrics.jsonl, TensorBoard events and loss curves.
+"""What a run tells while it trains: metrics.jsonl and TensorBoard events.
 
 metrics.jsonl has one JSON object a line with at least "stage" and "step". Resuming a stage at a step drops that
 stage's later lines first, so a step never appears twice.
@@ -9,7 +9,7 @@ import math
 import os
 from pathlib import Path
 
-from medsora.files import replacing, write_text
+from medsora.files import write_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -62,29 +62,3 @@ def read_metrics(run: str | os.PathLike, stage: str | None = None) -> list[dict]
         if isinstance(record, dict) and "stage" in record and "step" in record:
             records.append(record)
     return [r for r in records if stage is None or r["stage"] == stage]
-
-
-def draw_curves(records: list[dict], path: str | os.PathLike, title: str, names: list[str]) -> None:
-    """Draws the named values of `records` over their steps as one PNG; names without a record are left out.
-
-    Positive values get a logarithmic axis, one panel a name.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    series = {n: [(r["step"], r[n]) for r in records if isinstance(r.get(n), (int, float))] for n in names}
-    series = {n: points for n, points in series.items() if points}
-    figure = Figure(figsize=(4.2 * max(len(series), 1), 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    for column, (name, points) in enumerate(series.items()):
-        axes = figure.add_subplot(1, len(series), column + 1)
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, values, linewidth=1.2, marker="." if len(points) < 3 else None)
-        axes.set_xlabel("step")
-        axes.set_title(name, fontsize=10)
-        axes.grid(alpha=0.3)
-        if min(values) > 0 and max(values) > 3 * min(values):
-            axes.set_yscale("log")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100, format="png")

@@ -19,10 +19,10 @@ def learning_rate_at(step: int, settings: LoopSettings) -> float:
     return highest * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
-def uses_bf16(mixed_precision: str, device: torch.device) -> bool:
+def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether to run the forward pass under bf16 autocast on `device`; "auto" asks the processor."""
-    if mixed_precision != "auto":
-        return mixed_precision == "bf16"
+    if precision != "auto":
+        return precision == "bf16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":

@@ -36,7 +36,8 @@ def held_out_reconstruction(
     clips = clips[: settings.evaluation.reconstruction_clips]
     made = reconstruct(vae, clips, settings.evaluation.batch_size)
     pairs = [video for pair in zip(clips[:3], made[:3], strict=True) for video in pair]
-    media.contact_sheet(run / "plots" / "reconstruction.png", pairs, columns=settings.vae.num_frames)
+    labels = ["recorded", "reconstructed"] * (len(pairs) // 2)
+    media.contact_sheet(run / "plots" / "reconstruction.png", pairs, settings.vae.num_frames, labels)
     return {"psnr": mean_psnr(clips, made), "clips": len(clips), "split": "held-out" if split == "val" else "training"}
 
 
@@ -49,7 +50,15 @@ def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings) -> None
 
     scheduler = make_scheduler(settings.sampling.scheduler, settings.diffusion)
     vae = FrequencyCompensatedVAE.from_pretrained(run / "vae")
-    pipeline = MedSoraPipeline(vae=vae, denoiser=denoiser, scheduler=scheduler)
+    pipeline = MedSoraPipeline(
+        vae=vae,
+        denoiser=denoiser,
+        scheduler=scheduler,
+        height=settings.prepare.size,
+        width=settings.prepare.size,
+        num_frames=settings.prepare.num_frames,
+        fps=settings.sampling.fps,
+    )
     for name, part in (("denoiser", denoiser), ("scheduler", scheduler)):
         with replacing_folder(run / name) as temporary:
             part.save_pretrained(temporary)
@@ -57,15 +66,21 @@ def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings) -> None
 
 
 def sample(
-    vae: FrequencyCompensatedVAE, denoiser: MedSora, settings: TrainSettings, count: int, steps: int
+    vae: FrequencyCompensatedVAE,
+    denoiser: MedSora,
+    settings: TrainSettings,
+    count: int,
+    steps: int,
+    progress: bool = False,
 ) -> np.ndarray:
     """Videos 0 to count - 1 of the run's seed: uint8 (count, T, H, W, 3). Labels, where there are any, take turns."""
-    from medsora import MedSoraPipeline
+    from medsora import MedSoraPipeline, media
     from medsora.diffusion import make_scheduler
 
     sampling, classes = settings.sampling, denoiser.config.num_classes
     scheduler = make_scheduler(sampling.scheduler, settings.diffusion)
     pipeline = MedSoraPipeline(vae=vae, denoiser=denoiser, scheduler=scheduler)
+    pipeline.set_progress_bar_config(disable=not progress, desc="sampling")
     training = denoiser.training
     denoiser.eval()
     try:
@@ -80,11 +95,11 @@ def sample(
             class_labels=[i % classes for i in range(count)] if classes else None,
             guidance_scale=sampling.guidance_scale if classes else 1.0,
             batch_size=sampling.batch_size,
-            progress=False,
+            progress=progress,
         ).videos
     finally:
         denoiser.train(training)
-    return np.rint(np.clip(np.nan_to_num(np.asarray(made)), 0, 1) * 255).astype(np.uint8)
+    return media.to_uint8(made)
 
 
 def sample_grid(run: Path, step: int, vae: FrequencyCompensatedVAE, denoiser: MedSora, settings: TrainSettings) -> None:
@@ -100,18 +115,21 @@ def make_results(
     settings: TrainSettings, folder: RunFolder, dataset: Path, device: torch.device, say: Callable[[str], None]
 ) -> dict:
     """Samples from the saved pipeline, writes media, measures motion distances, draws curves, writes report.html."""
+    from diffusers.utils.logging import disable_progress_bar
+
     from medsora import MedSoraPipeline
     from medsora.data import LatentClips
     from medsora.training import evaluation
     from medsora.training.denoiser_run import untrained_denoiser
     from medsora.training.run_report import write_report
 
+    disable_progress_bar()  # of loading three small files
     pipeline = MedSoraPipeline.from_pretrained(folder.path).to(device)
     measure = settings.evaluation.distance_videos
     count = max(settings.sampling.num_videos, measure)
     steps = settings.sampling.num_inference_steps
     say(f"      sampling {count} videos in {steps} steps")
-    videos = sample(pipeline.vae, pipeline.denoiser, settings, count, steps)
+    videos = sample(pipeline.vae, pipeline.denoiser, settings, count, steps, progress=True)
     write_samples(folder.path / "samples", videos[: settings.sampling.num_videos], settings.sampling.fps)
 
     facts: dict = {"videos": settings.sampling.num_videos}
@@ -120,7 +138,7 @@ def make_results(
     write_real(folder.path / "samples", real[: settings.sampling.num_videos], settings.sampling.fps)
     if measure and len(real) > 1:
         denoiser = untrained_denoiser(settings, pipeline.vae, clips).to(device)
-        untrained = sample(pipeline.vae, denoiser, settings, measure, steps)
+        untrained = sample(pipeline.vae, denoiser, settings, measure, steps, progress=True)
         facts["distances"] = evaluation.motion_distances(real, videos[:measure], untrained, settings.seed)
         facts["real_clips"] = len(real)
         say("      motion distance to real clips: " + _listed(facts["distances"]))

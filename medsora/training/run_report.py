@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from medsora.training.metrics_log import draw_curves, read_metrics
+from medsora.plots import plot_curves
+from medsora.training.metrics_log import read_metrics
 
 if TYPE_CHECKING:
     from medsora.config import TrainSettings
@@ -24,9 +25,11 @@ def write_curves(run: Path) -> dict[str, Path]:
     drawn = {}
     for stage, (title, names) in CURVES.items():
         records = read_metrics(run, stage)
-        if records:
+        series = {n: [(r["step"], r[n]) for r in records if isinstance(r.get(n), (int, float))] for n in names}
+        series = {name: tuple(zip(*points, strict=True)) for name, points in series.items() if points}
+        if series:
             drawn[stage] = run / "plots" / f"{stage}.png"
-            draw_curves(records, drawn[stage], title, names)
+            plot_curves(drawn[stage], series, log_y=True, title=title)
     return drawn
 
 

@@ -26,7 +26,7 @@ class LoopSettings:
         weight_decay: AdamW's decoupled weight decay.
         gradient_clip: Largest gradient norm; 0 does not clip.
         ema_decay: Decay of the weights' moving average (it warms up); 0 keeps no average.
-        mixed_precision: "bf16", "no", or "auto": bf16 where the processor computes in it.
+        precision: "bf16" (autocast), "fp32", or "auto": bf16 where the processor computes in it.
         compile: Compile the model with torch.compile.
         log_every: Steps between records in metrics.jsonl.
         checkpoint_every: Steps between checkpoints.
@@ -45,7 +45,7 @@ class LoopSettings:
     weight_decay: float = 0.0
     gradient_clip: float = 1.0
     ema_decay: float = 0.9999
-    mixed_precision: str = "auto"
+    precision: str = "auto"
     compile: bool = False
     log_every: int = 10
     checkpoint_every: int = 500
@@ -60,7 +60,7 @@ class LoopSettings:
         for name in ("learning_rate", "warmup_steps", "weight_decay", "gradient_clip", "final_learning_rate"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise UserError(f"{name}: got {getattr(self, name)}, wants a finite number, 0 or more")
-        for name, choices in (("schedule", ("constant", "cosine")), ("mixed_precision", ("auto", "bf16", "no"))):
+        for name, choices in (("schedule", ("constant", "cosine")), ("precision", ("auto", "bf16", "fp32"))):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name}: got {getattr(self, name)!r}, wants one of {', '.join(choices)}")
         if not 0 <= self.ema_decay < 1:

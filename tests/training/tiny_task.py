@@ -61,7 +61,7 @@ def tiny_task(total: int, poisoned=(), dropout: float = 0.0, after_step=None, pa
 
 def tiny_trainer(run, task=None, **settings) -> Trainer:
     """A trainer of `tiny_task` with settings good for 10 to 50 steps."""
-    defaults = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 10, "mixed_precision": "no"}
+    defaults = {"steps": 40, "batch_size": 8, "learning_rate": 1e-2, "checkpoint_every": 10, "precision": "fp32"}
     settings = LoopSettings(**defaults | settings)
     task = task or tiny_task(settings.batch_size)
     return Trainer(task, settings, Path(run), Accelerator(cpu=True), StopRequests(), SEED)
