@@ -1,0 +1,229 @@
+"""`python -m medsora.sample`: videos from a trained model, as files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsora.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from medsora.pipeline import MedSoraPipeline
+    from medsora.sample_folder import SampleFolder
+
+DESCRIPTION = """\
+Samples videos from a model that `python -m medsora.train` made, and writes video-00000.mp4, video-00001.mp4 ..., a
+contact-sheet.png of the first eight, and samples.json, which says how they were made. Every file carries a mark that it
+is synthetic. The videos are for research only and not for diagnosis.
+
+Video i depends on the model, the settings and (seed, i) alone: not on how many are made, nor, but for rounding, on
+--batch-size. The same command again makes only what is missing, so an interrupted one goes on, and a larger
+--num-videos adds to what is there.
+
+examples:
+  python -m medsora.sample --model runs/tiny
+  python -m medsora.sample --model runs/tiny --num-videos 16 --steps 100 --seed 7 --gif
+  python -m medsora.sample --model runs/mine --scheduler dpm-solver++ --steps 20 --output out/fast
+  python -m medsora.sample --model runs/mine --class-label 1 --guidance-scale 2
+"""
+
+# What a call of the pipeline names differently from this command.
+OPTIONS = {"num_inference_steps": "--steps", "class_labels": "--class-label"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, or 130 after Ctrl-C."""
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _sample(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _sample(options) -> int:
+    from medsora.sample_folder import SampleFolder
+    from medsora.saved_model import load_pipeline, model_hashes
+
+    if options.num_videos < 1:
+        raise UserError(f"--num-videos: got {options.num_videos}, wants 1 or more")
+    hashes = model_hashes(options.model)
+    pipeline = load_pipeline(options.model, options.device)
+    call = _call(options, pipeline)
+    settings = _settings(options, call, pipeline)
+    folder = SampleFolder(options.output or Path(options.model) / "generated" / f"seed-{options.seed}")
+    folder.open(options.model, hashes, settings)
+    missing = folder.missing(options.num_videos)
+    kept = options.num_videos - len(missing)
+    print(f"sampling  {len(missing)} video(s)" + (f", {kept} are there already" if kept else ""), flush=True)
+    _make(pipeline, call, folder, missing, options)
+    folder.finish(options.num_videos, options.gif)
+    print(f"written   {folder.path}  (contact-sheet.png, {folder.video(0).name} ...)")
+    print("synthetic videos: for research only, not for diagnosis")
+    return 0
+
+
+def _make(pipeline: MedSoraPipeline, call: dict, folder: SampleFolder, missing: list[int], options) -> None:
+    """Samples the missing videos in batches of neighbours and writes each batch when it is done."""
+    from medsora.media import to_uint8
+    from medsora.training.progress import step_bar
+
+    with step_bar("sampling", 0, len(missing) * options.steps, shown=bool(missing)) as bar:
+        for batch in neighbours(missing, options.batch_size):
+            made = pipeline(
+                **call, num_videos=len(batch), first_index=batch[0], batch_size=len(batch), on_step=bar.update,
+                progress=False,
+            ).videos  # fmt: skip
+            for index, frames in zip(batch, to_uint8(made)):
+                folder.add(index, frames)
+
+
+def neighbours(numbers: list[int], most: int) -> list[list[int]]:
+    """Ascending numbers in groups of consecutive ones, at most `most` each."""
+    groups: list[list[int]] = []
+    for number in numbers:
+        if groups and len(groups[-1]) < most and number == groups[-1][-1] + 1:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    return groups
+
+
+def _call(options, pipeline: MedSoraPipeline) -> dict:
+    """Arguments of the pipeline that all batches share, checked; what is not given is the model's own."""
+    default = pipeline.config
+    height = default.height if options.height is None else options.height
+    width = default.width if options.width is None else options.width
+    first = options.first_frame
+    call = {
+        "num_frames": default.num_frames if options.num_frames is None else options.num_frames,
+        "height": height,
+        "width": width,
+        "num_inference_steps": options.steps,
+        "scheduler": options.scheduler,
+        "seed": options.seed,
+        "class_labels": options.class_label,
+        "guidance_scale": options.guidance_scale,
+        "first_frame": None if first is None else read_first_frame(first, height, width),
+    }
+    try:
+        pipeline.check_inputs(**call, batch_size=options.batch_size)
+    except ValueError as error:
+        name, colon, rest = str(error).partition(":")
+        raise UserError(f"{OPTIONS.get(name, '--' + name.replace('_', '-'))}{colon}{rest}") from None
+    return call
+
+
+def _settings(options, call: dict, pipeline: MedSoraPipeline) -> dict:
+    """What decides the videos, under the names of the options, as JSON types; batch size and device do not."""
+    import hashlib
+
+    first = call["first_frame"]
+    return {
+        "seed": options.seed,
+        "steps": options.steps,
+        "scheduler": options.scheduler or _scheduler_name(pipeline.scheduler),
+        "num_frames": call["num_frames"],
+        "height": call["height"],
+        "width": call["width"],
+        "fps": float(pipeline.config.fps if options.fps is None else options.fps),
+        "guidance_scale": float(options.guidance_scale),
+        "class_label": options.class_label,
+        "first_frame": None if first is None else "sha256:" + hashlib.sha256(first.tobytes()).hexdigest(),
+    }
+
+
+def _scheduler_name(scheduler) -> str:
+    """The saved scheduler's name among the options, or that of its class, if it is none of them."""
+    from medsora.diffusion import SCHEDULERS, make_scheduler
+
+    names = {type(make_scheduler(name)): name for name in SCHEDULERS}
+    return names.get(type(scheduler), type(scheduler).__name__)
+
+
+def read_first_frame(path: str, height: int, width: int) -> np.ndarray:
+    """A picture, or the first frame of a video, as uint8 (height, width, 3).
+
+    One of this size is taken as it is; another is cut to its picture and square and resized, as recordings are when
+    they are prepared. Raises UserError if it cannot be read, or is of another size and the video is not square.
+    """
+    from PIL import Image, ImageOps
+
+    from medsora.data.framing import BorderFinder, square_frame
+    from medsora.data.readers import open_recording
+    from medsora.data.stills import SUFFIXES
+    from medsora.data.video import UnreadableVideo
+
+    try:
+        if Path(path).suffix.lower() in SUFFIXES:
+            import numpy as np
+
+            with Image.open(path) as image:
+                frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        else:
+            frame = next(iter(open_recording(path).frames()))
+    except (OSError, SyntaxError, UnreadableVideo) as error:
+        raise UserError(f"--first-frame: {path} cannot be read as a picture or video ({error})") from None
+    if frame.shape[:2] == (height, width):
+        return frame
+    if height != width:
+        raise UserError(
+            f"--first-frame: {path} is {frame.shape[0]} x {frame.shape[1]}, wants {height} x {width} like the video"
+        )
+    finder = BorderFinder()
+    finder.add(frame)
+    return square_frame(frame, finder.picture(), height)
+
+
+def _parse(arguments: list[str]):
+    from jsonargparse import ArgumentError
+
+    # num_videos and num-videos are the same option
+    given = [a.partition("=")[0].replace("_", "-") + "".join(a.partition("=")[1:]) if a.startswith("--") else a
+             for a in arguments]  # fmt: skip
+    try:
+        return _parser().parse_args(given)
+    except (ArgumentError, ValueError) as error:
+        sentence = " ".join(str(error).split())
+        raise UserError(f"{sentence} (python -m medsora.sample --help explains each option)") from None
+
+
+def _parser():
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter):
+        def _fill_text(self, text, width, indent):  # keeps the description's lines
+            return text
+
+    parser = ArgumentParser(
+        usage="python -m medsora.sample --model RUN [--num-videos N] [--steps K] [--seed S] [options]",
+        description=DESCRIPTION,
+        formatter_class=Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", type=str, required=True, help="Folder of a finished training run, or of a saved pipeline.")
+    add("--num-videos", type=int, default=4, help="Videos to have in the end, numbers 0 to N - 1.")
+    add("--steps", type=int, default=50, help="Denoising steps; more take longer and are closer to the model.")
+    add("--seed", type=int, default=0, help="Decides every random draw, together with a video's number.")
+    add("--scheduler", type=str | None, default=None, help='"ddim", "ddpm" or "dpm-solver++"; null: the model\'s own.')
+    add("--num-frames", type=int | None, default=None, help="1, 8k or 8k + 1 frames; null: as in training.")
+    add("--height", type=int | None, default=None, help="Pixels; null: as in training.")
+    add("--width", type=int | None, default=None, help="Pixels; null: as in training.")
+    add("--fps", type=float | None, default=None, help="Frames a second of the files; null: as in training.")
+    add("--output", type=str | None, default=None, help="Folder of the videos; null: MODEL/generated/seed-SEED.")
+    add("--batch-size", type=int, default=4, help="Videos sampled together; decides memory and speed.")
+    add("--guidance-scale", type=float, default=1.0, help="How strongly label or first frame guide; 1: not extra.")
+    add("--class-label", type=int | None, default=None, help="Number of the class to show, for a model with classes.")
+    add("--first-frame", type=str | None, default=None, help="A picture or video that the videos begin like.")
+    add("--gif", action="store_true", help="Write each video as gif as well.")
+    add("--device", type=str, default="auto", help='"auto", "cpu", "cuda", "cuda:1", "mps".')
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,133 @@
+"""A folder of sampled videos that knows how they were made.
+
+samples.json holds the settings, the model's hashes, and each finished video with its own hash. A video counts as there
+when its file has the hash that is recorded, so neither a killed command nor a damaged file leaves a wrong one behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsora.data.manifest import file_sha256
+from medsora.errors import UserError
+from medsora.files import TEMPORARY_PREFIX, write_bytes, write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHEET_VIDEOS = 8
+
+
+class SampleFolder:
+    """A folder of sampled videos; making the object changes nothing on disk."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        self.record_file = self.path / "samples.json"
+        self.record: dict = {}
+
+    def video(self, index: int) -> Path:
+        """The file of video `index`."""
+        return self.path / f"video-{index:05d}.mp4"
+
+    def open(self, model: str | os.PathLike, hashes: dict[str, str], settings: dict) -> None:
+        """Claims the folder for these settings and this model, or goes on with it.
+
+        Raises UserError if it holds videos of other settings or another model, or files that are none of ours.
+        """
+        from medsora.media import SYNTHETIC_MARK
+
+        fresh = {
+            "notice": SYNTHETIC_MARK,
+            "settings": settings,
+            "model": {"path": str(model), "sha256": hashes},
+            "versions": _versions(),
+            "videos": {},
+        }
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output: {self.path} is a file, wants a folder")
+        if self.record_file.is_file():
+            self.record = self._read()
+            self._check(settings, hashes)
+            return
+        if self.path.is_dir():
+            foreign = sorted(f.name for f in self.path.iterdir() if not f.name.startswith(TEMPORARY_PREFIX))
+            if foreign:
+                raise UserError(
+                    f"--output: {self.path} holds files that are no samples of ours ({foreign[0]}), wants another"
+                )
+        self.record = fresh
+        write_json(self.record_file, self.record)
+
+    def missing(self, count: int) -> list[int]:
+        """Numbers below `count` whose video is not there, or not as it was written."""
+        return [index for index in range(count) if not self._is_whole(self.video(index))]
+
+    def add(self, index: int, frames: np.ndarray) -> None:
+        """Writes video `index`, uint8 (T, H, W, 3), and records it."""
+        from medsora.media import encode_mp4
+
+        data = encode_mp4(frames, self.record["settings"]["fps"])
+        path = self.video(index)
+        path.with_suffix(".gif").unlink(missing_ok=True)
+        write_bytes(path, data)
+        videos = self.record["videos"] | {path.name: {"index": index, "sha256": hashlib.sha256(data).hexdigest()}}
+        self.record["videos"] = dict(sorted(videos.items()))
+        write_json(self.record_file, self.record)
+
+    def finish(self, count: int, gif: bool) -> None:
+        """Writes the contact sheet of the first videos and, on request, each video's gif, from the mp4 files."""
+        from medsora.data.readers import read_video
+        from medsora.media import contact_sheet, write_gif
+
+        shown = [read_video(self.video(index)).frames for index in range(min(count, SHEET_VIDEOS))]
+        labels = [f"seed {self.record['settings']['seed']}, video {index}" for index in range(len(shown))]
+        contact_sheet(self.path / "contact-sheet.png", shown, labels=labels)
+        for path in (self.video(index) for index in range(count if gif else 0)):
+            if not path.with_suffix(".gif").exists():
+                write_gif(path.with_suffix(".gif"), read_video(path).frames, self.record["settings"]["fps"])
+
+    def _is_whole(self, path: Path) -> bool:
+        known = self.record["videos"].get(path.name)
+        return known is not None and path.is_file() and file_sha256(path) == known["sha256"]
+
+    def _check(self, settings: dict, hashes: dict[str, str]) -> None:
+        before = self.record["settings"]
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{self.path} holds videos made with --{name.replace('_', '-')} {json.dumps(before.get(name))}, "
+                    f"now it is {json.dumps(value)}; give the recorded value to go on, or another --output"
+                )
+        if self.record["model"]["sha256"] != hashes:
+            raise UserError(
+                f"{self.path} holds videos of another model than the one now in --model; give another --output"
+            )
+
+    def _read(self) -> dict:
+        try:
+            record = json.loads(self.record_file.read_text("utf-8"))
+            if all(isinstance(record[name], dict) for name in ("settings", "model", "videos")):
+                return record
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise UserError(f"{self.record_file} is damaged; give another --output, or remove the folder") from None
+
+
+def _versions() -> dict[str, str]:
+    import diffusers
+    import torch
+
+    import medsora
+
+    return {
+        "medsora": medsora.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+    }

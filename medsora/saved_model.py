@@ -1,0 +1,90 @@
+"""A model that was saved as a folder: what it consists of, and loading it with errors its user understands."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medsora.data.manifest import file_sha256
+from medsora.errors import UserError
+
+if TYPE_CHECKING:
+    from medsora.pipeline import MedSoraPipeline
+
+PARTS = ("denoiser", "vae", "scheduler")
+
+
+def model_hashes(model: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of each weight and config file of a saved pipeline, by its path within the folder.
+
+    Raises UserError where there is no such folder, or no finished model in it.
+    """
+    model = Path(model)
+    if not model.is_dir():
+        raise UserError(f"--model: there is no folder {model}")
+    if not (model / "model_index.json").is_file():
+        if (model / "settings.json").is_file():
+            raise UserError(
+                f"--model: the run in {model} has not finished (no model_index.json); run its training command again"
+            )
+        raise UserError(f"--model: {model} holds no model (no model_index.json); wants the folder of a training run")
+    files = sorted(f for part in PARTS for kind in ("*.safetensors", "*.json") for f in (model / part).glob(kind))
+    for part in PARTS[:2]:
+        if not any(f.parent.name == part and f.suffix == ".safetensors" for f in files):
+            raise UserError(f"--model: {model / part} holds no weights (no .safetensors file)")
+    return {f.relative_to(model).as_posix(): file_sha256(f) for f in files}
+
+
+def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
+    """Loads a saved pipeline on `device` ("auto": CUDA where there is one).
+
+    Raises UserError for weights or configs that cannot be read or do not fit each other, and for a device that is not
+    here.
+    """
+    import torch
+    from diffusers.utils import logging
+    from safetensors import SafetensorError
+
+    from medsora.pipeline import MedSoraPipeline
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device: got {device!r}, which cannot be used here ({_first_line(error)})") from None
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a model of three parts loads at once
+    try:
+        pipeline = MedSoraPipeline.from_pretrained(model, local_files_only=True)
+        check_weights(Path(model), pipeline)
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        raise UserError(f"--model: {model} cannot be loaded ({type(error).__name__}: {_first_line(error)})") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return pipeline.to(device)
+
+
+def check_weights(model: Path, pipeline: MedSoraPipeline) -> None:
+    """Raises UserError if the weight files lack tensors of the models: diffusers only warns and leaves them empty."""
+    from safetensors import safe_open
+
+    for part in ("denoiser", "vae"):
+        stored: set[str] = set()
+        for path in sorted((model / part).glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                stored |= set(file.keys())
+        lacking = sorted(getattr(pipeline, part).state_dict().keys() - stored)
+        if lacking:
+            raise UserError(
+                f"--model: the weights in {model / part} lack {len(lacking)} tensors of its config, such as "
+                f"{lacking[0]}; save the model again"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
