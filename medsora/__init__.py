@@ -3,8 +3,6 @@
 `import medsora` stays cheap: heavy libraries load when a name that needs them is first used.
 """
 
-__version__ = "0.1.0"
-
 __all__ = ["MedSoraPipeline", "__version__"]
 
 
@@ -13,6 +11,10 @@ def __getattr__(name: str):
         from medsora.pipeline import MedSoraPipeline
 
         return MedSoraPipeline
+    if name == "__version__":
+        from medsora_ops.version import __version__
+
+        return __version__
     raise AttributeError(f"module 'medsora' has no attribute {name!r}")
 
 

@@ -58,6 +58,8 @@ class _Run:
         self.accelerator = _accelerator(settings.device)
         self.main = self.accelerator.is_main_process
         self.say = say if self.main else lambda words: None
+        if folder.done("vae") is None and settings.vae.pretrained is None:
+            _check_sizes(settings)
         if self.main:
             folder.claim(settings)
         self.accelerator.wait_for_everyone()
@@ -215,6 +217,21 @@ def _denoiser_config(settings: TrainSettings):
 
     with torch.device("meta"):
         return build_denoiser(settings.denoiser, 1, 0, settings.seed).config
+
+
+def _check_sizes(settings: TrainSettings) -> None:
+    """What would only fail when its stage comes is told before anything is done."""
+    from medsora.training.vae_stage import build_vae, latent_shape
+
+    vae, side = build_vae(settings.vae), settings.prepare.size
+    latent_shape(vae, settings.vae.num_frames, (side, side))
+    latents = latent_shape(vae, settings.prepare.num_frames, (side, side))[-1]
+    patch = _denoiser_config(settings).patch_size
+    if latents % patch:
+        raise UserError(
+            f"prepare.size: got {side}, whose latents of {latents} x {latents} the denoiser's patches of {patch} do "
+            f"not divide, wants a multiple of {vae.spatial_compression * patch}"
+        )
 
 
 def _check_prepared(manifest, settings: TrainSettings) -> None:

@@ -48,6 +48,8 @@ class RunFolder:
                     f"output: {self.path} holds files that are no run of ours ({foreign[0]}), wants another"
                 )
             return
+        if not self.stages_file.is_file():
+            return  # it stopped before anything was done, perhaps for a setting that is put right now
         recorded = _read(self.settings_file)["settings"]
         found = differences(recorded, settings.as_dict())
         if found:

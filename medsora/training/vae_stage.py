@@ -62,7 +62,7 @@ def vae_task(vae: FrequencyCompensatedVAE, clips: FrameClips, settings: VAESetti
     from medsora.training.vae_loss import VAELoss
 
     if not len(clips):
-        raise UserError("data: there is no training clip")
+        raise UserError(f"data: there is no training clip of at least vae.num_frames = {settings.num_frames} frames")
     draws = Draws(seed, "vae")
     total = settings.batch_size
 
@@ -81,13 +81,11 @@ def vae_task(vae: FrequencyCompensatedVAE, clips: FrameClips, settings: VAESetti
         shape = latent_shape(vae, settings.num_frames, frames.shape[2:4])
         return {"frames": torch.from_numpy(frames), "noise": draws.normal("posterior", step, indices, shape)}
 
-    loss = VAELoss(
-        l1=settings.l1,
-        focal=settings.focal,
-        lpips=settings.lpips,
-        kl=settings.kl,
-        lpips_weights=settings.lpips_weights,
-    )
+    terms = ("l1", "focal", "lpips", "kl", "lpips_weights")
+    try:
+        loss = VAELoss(**{name: getattr(settings, name) for name in terms})
+    except (ValueError, OSError) as error:
+        raise UserError(f"vae.{error}") from error
     return Task("vae", VAETraining(vae, loss), draw, inputs)
 
 
@@ -96,7 +94,11 @@ def latent_shape(vae: FrequencyCompensatedVAE, num_frames: int, size: tuple[int,
     step = vae.spatial_compression
     if size[0] % step or size[1] % step:
         raise UserError(f"prepare.size: got frames of {size[0]} x {size[1]}, wants multiples of {step} for this VAE")
-    return vae.config.latent_channels, vae.latent_frames(num_frames), size[0] // step, size[1] // step
+    try:
+        frames = vae.latent_frames(num_frames)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return vae.config.latent_channels, frames, size[0] // step, size[1] // step
 
 
 def to_model_range(frames: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A whole run of a few seconds, and a way to be killed at a chosen moment.
 
-Usage: python micro_run.py OUTPUT [OPTION ...], with the environment variable MICRO_STOP = "<where>:<stage>:<step>:<signal>",
-where is "step" (once the step is logged) or "checkpoint" (its files are written, their folder not yet renamed).
+Usage: python micro_run.py OUTPUT [OPTION ...], with the environment variable
+MICRO_STOP = "<where>:<stage>:<step>:<signal>": where is "step" (once the step is logged) or "checkpoint" (its files are
+written, their folder not yet renamed).
 """
 
 import os

@@ -56,6 +56,9 @@ BAD = {
     "a missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "no steps": (["--max-steps", "0"], "max_steps: got 0"),
     "frames that do not fit": (["--prepare.num_frames", "12"], "num_frames"),
+    "sizes that do not fit": (["--prepare.size", "72", "--denoiser.model.patch_size", "2"], "prepare.size: got 72"),
+    "frames the VAE refuses": (["--vae.num_frames", "12"], "num_frames: got 12"),
+    "an unknown option of a model": (["--denoiser.model.colour", "2"], "colour"),
     "another part's error": (["--diffusion.beta_end", "2"], "diffusion.beta_start, beta_end"),
 }
 
@@ -97,6 +100,7 @@ def test_a_run_of_other_settings_is_refused_with_name_values_and_remedy(tmp_path
     folder = RunFolder(tmp_path / "run")
     settings, _ = read_command_line(["--output", str(tmp_path / "run")])
     folder.claim(settings)
+    folder.finish("frames")
     folder.check(settings)
     other, _ = read_command_line(["--output", str(tmp_path / "run"), "--vae.learning_rate", "0.5"])
     with pytest.raises(UserError, match=r"vae\.learning_rate 0\.002, now it is 0\.5.*another --output"):
