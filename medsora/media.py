@@ -71,8 +71,8 @@ def write_gif(path: str | os.PathLike, frames: np.ndarray, fps: float, synthetic
     """Writes an endless gif, 256 colours a frame.
 
     frames: uint8 (T, H, W, 3). fps: frames a second; a gif counts in hundredths of a second, so the frames' lengths
-    alternate to keep the rate, and viewers go no faster than 50 a second. Equal frames in a row become one longer one.
-    synthetic: puts the mark into the comment. Raises ValueError for other frames or rates.
+    alternate to keep the rate, and viewers go no faster than 50 a second. Equal neighbours become one
+    longer frame. synthetic: puts the mark into the comment. Raises ValueError for other frames or rates.
     """
     from PIL import Image
 

@@ -21,7 +21,7 @@ def plot_curves(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     title: str = "",
-    x_label: str = "step",
+    xlabel: str = "step",
     log_y: bool = False,
 ) -> None:
     """Draws each series in a panel of its own, since losses differ in scale; written whole or not at all.
@@ -45,7 +45,7 @@ def plot_curves(
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
     for number, (name, (x, y)) in enumerate(series.items()):
-        _draw(figure.add_subplot(rows, columns, number + 1), name, x, y, x_label, log_y)
+        _draw(figure.add_subplot(rows, columns, number + 1), name, x, y, xlabel, log_y)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110, format="png")
     write_bytes(path, buffer.getvalue())
@@ -60,7 +60,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return means
 
 
-def _draw(axes, name: str, x: Sequence[float], y: Sequence[float], x_label: str, log_y: bool) -> None:
+def _draw(axes, name: str, x: Sequence[float], y: Sequence[float], xlabel: str, log_y: bool) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     y = [float(value) if math.isfinite(value) else math.nan for value in y]
@@ -75,7 +75,7 @@ def _draw(axes, name: str, x: Sequence[float], y: Sequence[float], x_label: str,
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(name, fontsize=11)
-    axes.set_xlabel(x_label, fontsize=9)
+    axes.set_xlabel(xlabel, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.25, which="both", linewidth=0.5)
     axes.spines[["top", "right"]].set_visible(False)

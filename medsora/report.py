@@ -1,154 +1,190 @@
-"""One self-contained HTML page: headings, tables, pictures and videos, all inside a single file."""
+"""Pages to read in a browser: one HTML file that holds its style, pictures and videos and loads nothing else.
+
+    report = Report("A comparison", "What was compared, in a sentence.")
+    report.figures([("held-out PSNR", "31.2 dB"), ("videos", 8)])
+    report.heading("Samples").video("samples/all.mp4", caption="Eight videos")
+    report.table(["method", "time"], [["ours", "1.2 s"], ["theirs", "2.1 s"]])
+    report.write("report.html")
+
+Every text is escaped: what a page shows is what was passed, never markup.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
-from typing import Self
 
-from medsora.errors import UserError
 from medsora.files import write_text
 
-KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".gif": "image/gif", ".mp4": "video/mp4"}
+MEDIA_TYPES = {
+    ".png": "image/png",
+    ".gif": "image/gif",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".mp4": "video/mp4",
+}
 
 STYLE = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c1d21; --soft: #63656f; --line: #e3e4e8;
-  --panel: #f6f6f8; --accent: #0b7285; }
-@media (prefers-color-scheme: dark) { :root { --paper: #151619; --ink: #e8e8ec; --soft: #a0a2ad; --line: #33353c;
-  --panel: #1e2024; --accent: #4fc3d5; } }
+:root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --text: #1c2430; --soft: #5b6675;
+  --line: #e1e5ea; --accent: #0b6e75; --stripe: #f8fafb; }
+@media (prefers-color-scheme: dark) { :root { --page: #12161c; --card: #1a2028; --text: #e3e8ee; --soft: #96a2b1;
+  --line: #2c3440; --accent: #5cc4c9; --stripe: #1e252e; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem; }
-h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 1.25rem; padding-bottom: .75rem;
-  border-bottom: 3px solid var(--accent); }
-h2 { font-size: 1.35rem; margin: 2.75rem 0 .75rem; }
-h3 { font-size: 1.1rem; margin: 1.75rem 0 .5rem; }
-p { max-width: 46rem; margin: .75rem 0; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; vertical-align: top; padding: .4rem 1.25rem .4rem 0; border-bottom: 1px solid var(--line);
-  overflow-wrap: anywhere; min-width: 5rem; }
-th { color: var(--soft); font-weight: 600; }
-dl { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.25rem 0; }
-dl > div { background: var(--panel); border: 1px solid var(--line); border-radius: .6rem; padding: .7rem 1.1rem; }
-dt { color: var(--soft); font-size: .85rem; }
-dd { margin: 0; font-size: 1.45rem; font-weight: 650; font-variant-numeric: tabular-nums; }
-figure { margin: 1.25rem 0; }
-figure > img, figure > video { display: block; max-width: 100%; border-radius: .4rem; border: 1px solid var(--line); }
-figure > video { width: min(100%, 34rem); background: #000; }
-figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width: 46rem; }
-.curves > img { background: #fff; }
+body { margin: 0; background: var(--page); color: var(--text);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 64rem; margin: 0 auto; padding: 3rem 1.5rem 5rem; }
+h1 { margin: 0; font-size: 2.1rem; line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
+h1::after { content: ""; display: block; width: 3.5rem; height: 4px; margin: 1rem 0 1.5rem; border-radius: 2px;
+  background: var(--accent); }
+h2 { margin: 3rem 0 .75rem; font-size: 1.4rem; letter-spacing: -.01em; }
+h3 { margin: 2rem 0 .5rem; font-size: 1.1rem; }
+p { max-width: 46rem; margin: .75rem 0; overflow-wrap: anywhere; }
+p.lead { color: var(--soft); font-size: 1.1rem; }
+nav { display: flex; flex-wrap: wrap; gap: .4rem 1.25rem; margin: 1.5rem 0; font-size: .95rem; }
+a { color: var(--accent); text-decoration: none; }
+a:hover { text-decoration: underline; }
+dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; margin: 1.5rem 0; }
+dl div { display: flex; flex-direction: column-reverse; padding: 1rem 1.25rem; background: var(--card);
+  border: 1px solid var(--line); border-radius: 12px; }
+dt { color: var(--soft); font-size: .875rem; line-height: 1.4; }
+dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.4; font-variant-numeric: tabular-nums;
+  overflow-wrap: anywhere; }
+.table { margin: 1.25rem 0; overflow-x: auto; background: var(--card); border: 1px solid var(--line);
+  border-radius: 12px; }
+table { width: 100%; border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .5rem 1rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+td { overflow-wrap: anywhere; }
+td.number, th.number { text-align: right; white-space: nowrap; }
+tbody tr:nth-child(even) { background: var(--stripe); }
+tbody tr:last-child td { border-bottom: 0; }
+figure { margin: 1.25rem 0; padding: .75rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: 12px; }
+figure img, figure video { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px; }
+figure video { width: 100%; max-width: 40rem; background: #000; }
+figcaption { margin-top: .6rem; color: var(--soft); font-size: .9rem; text-align: center; }
+@media print { body { background: #fff; } main { padding: 0; max-width: none; } figure, dl div { break-inside: avoid; }
+}
 """
 
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
+_NUMBER = re.compile(r"[-+\u2212]?[\d.,\u2009]+(e[-+]?\d+)?(\s?(%|x|\u00d7|[kMG]?i?B|dB|[mun\u00b5]?s|min|h|fps|Hz))?")
 
 
 class Report:
-    """Collects the parts of a page in their order and writes them as one HTML file that needs no other.
+    """Collects the parts of a page in reading order; each method returns the report, so that calls can follow on.
 
-    All text is escaped. Pictures and videos are read when they are added and stored inside the page. Every method but
-    `write` and `html` returns the report, so that calls can be chained.
-
-    title: the page's title and first heading.
+    Media files are read when they are added, so they may go away before the page is written.
     """
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, subtitle: str = ""):
         self.title = title
+        self.subtitle = subtitle
         self._parts: list[str] = []
+        self._sections: list[str] = []
 
-    def heading(self, text: str, level: int = 2) -> Self:
-        """Starts a section (level 2) or a part of one (level 3)."""
-        if level not in (2, 3):
-            raise ValueError(f"level: got {level}, wants 2 or 3")
-        return self._add(f"<h{level}>{_escape(text)}</h{level}>")
+    def heading(self, text: str, level: int = 2) -> Report:
+        """Opens a section (level 2, listed at the top of the page) or a part of one (level 3)."""
+        if level == 2:
+            self._sections.append(text)
+            return self._add(f'<h2 id="section-{len(self._sections)}">{_text(text)}</h2>')
+        if level == 3:
+            return self._add(f"<h3>{_text(text)}</h3>")
+        raise ValueError(f"level must be 2 or 3, got {level}; the title of the page has level 1")
 
-    def paragraph(self, text: str) -> Self:
-        """A paragraph of plain text."""
-        return self._add(f"<p>{_escape(text)}</p>")
+    def paragraph(self, text: str) -> Report:
+        """Adds a paragraph of plain text."""
+        return self._add(f"<p>{_text(text)}</p>")
 
-    def key_figures(self, figures: Mapping[str, object]) -> Self:
-        """A row of large numbers, each with its name: {"reconstruction": "28.1 dB"}."""
-        cells = "".join(f"<div><dt>{_escape(k)}</dt><dd>{_escape(v)}</dd></div>" for k, v in figures.items())
-        return self._add(f"<dl>{cells}</dl>")
+    def figures(self, values: Iterable[tuple[str, object]]) -> Report:
+        """Adds key figures, (name, value) each, as cards side by side."""
+        cards = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in values)
+        return self._add(f"<dl>{cards}</dl>")
 
-    def table(self, header: Sequence[object], rows: Sequence[Sequence[object]]) -> Self:
-        """A table; ValueError for a row with more or fewer cells than the header."""
-        for row in rows:
+    def table(self, header: Sequence[object], rows: Iterable[Sequence[object]]) -> Report:
+        """Adds a table; columns of nothing but numbers (with or without a unit) are set flush right.
+
+        Raises:
+            ValueError: A row has more or fewer cells than the header.
+        """
+        rows = [[str(cell) for cell in row] for row in rows]
+        for number, row in enumerate(rows):
             if len(row) != len(header):
-                raise ValueError(f"rows: got a row of {len(row)} cells ({row[0]!r}, ...), wants {len(header)}")
-        lines = [_row("th", header), *(_row("td", row) for row in rows)]
-        return self._add(f'<div class="scroll"><table>\n{chr(10).join(lines)}\n</table></div>')
+                raise ValueError(f"rows[{number}] must have {len(header)} cells as the header has, got {len(row)}")
+        kinds = [
+            ' class="number"' if rows and all(_NUMBER.fullmatch(row[column]) for row in rows) else ""
+            for column in range(len(header))
+        ]
+        head = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, header))
+        body = "".join(
+            "<tr>" + "".join(f"<td{kind}>{_text(cell)}</td>" for kind, cell in zip(kinds, row)) + "</tr>\n"
+            for row in rows
+        )
+        return self._add(
+            f'<div class="table"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+        )
 
-    def image(self, path: str | os.PathLike, caption: str = "") -> Self:
-        """A png, jpg or gif file. Raises UserError if it is missing or of another kind."""
-        return self._figure(f'<img src="{_data_uri(path, "image")}" alt="{_alternative(path, caption)}">', caption)
+    def image(self, path: str | os.PathLike, caption: str = "") -> Report:
+        """Adds a png, gif or jpeg, stored in the page itself.
 
-    def video(self, path: str | os.PathLike, caption: str = "") -> Self:
-        """An mp4 file, which plays by itself, silently and again and again."""
-        uri = _data_uri(path, "video")
-        return self._figure(f'<video src="{uri}" controls loop autoplay muted playsinline></video>', caption)
+        Raises:
+            ValueError: The file is missing or of another kind.
+        """
+        source = _data_url(path, "image")
+        alternative = _text(caption or Path(path).stem.replace("-", " "))
+        return self._figure(f'<img src="{source}" alt="{alternative}">', caption)
 
-    def curves(self, path: str | os.PathLike, caption: str = "") -> Self:
-        """A plot, on white paper whatever the page's colours."""
-        image = f'<img src="{_data_uri(path, "image")}" alt="{_alternative(path, caption)}">'
-        return self._figure(image, caption, "curves")
+    def video(self, path: str | os.PathLike, caption: str = "") -> Report:
+        """Adds an mp4, stored in the page itself, that plays silently and repeats.
+
+        Raises:
+            ValueError: The file is missing or of another kind.
+        """
+        source = _data_url(path, "video")
+        return self._figure(f'<video src="{source}" controls loop autoplay muted playsinline></video>', caption)
+
+    def curves(self, path: str | os.PathLike, caption: str = "") -> Report:
+        """Adds a png of curves, such as `medsora.plots.plot_curves` draws."""
+        return self.image(path, caption)
 
     def html(self) -> str:
-        """The page so far."""
-        return PAGE.format(title=_escape(self.title), style=STYLE, body="\n".join(self._parts))
+        """The page as text."""
+        links = "".join(f'<a href="#section-{n}">{_text(name)}</a>' for n, name in enumerate(self._sections, 1))
+        lead = f'<p class="lead">{_text(self.subtitle)}</p>\n' if self.subtitle else ""
+        contents = f"<nav>{links}</nav>\n" if len(self._sections) > 2 else ""
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{_text(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+            f"<h1>{_text(self.title)}</h1>\n{lead}{contents}" + "\n".join(self._parts) + "\n</main>\n</body>\n</html>\n"
+        )
 
     def write(self, path: str | os.PathLike) -> None:
-        """Writes the page, whole or not at all."""
+        """Writes the page, whole or not at all; missing parent folders are made."""
         write_text(path, self.html())
 
-    def _figure(self, content: str, caption: str, kind: str = "") -> Self:
-        below = f"<figcaption>{_escape(caption)}</figcaption>" if caption else ""
-        return self._add(f"<figure{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{content}{below}</figure>")
+    def _figure(self, content: str, caption: str) -> Report:
+        below = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+        return self._add(f"<figure>{content}{below}</figure>")
 
-    def _add(self, part: str) -> Self:
+    def _add(self, part: str) -> Report:
         self._parts.append(part)
         return self
 
 
-def _escape(text: object) -> str:
-    return html.escape(str(text), quote=True)
+def _text(value: object) -> str:
+    return escape(str(value), quote=True)
 
 
-def _row(cell: str, values: Sequence[object]) -> str:
-    return "<tr>" + "".join(f"<{cell}>{_escape(value)}</{cell}>" for value in values) + "</tr>"
-
-
-def _alternative(path: str | os.PathLike, caption: str) -> str:
-    return _escape(caption or Path(path).stem.replace("-", " "))
-
-
-def _data_uri(path: str | os.PathLike, family: str) -> str:
+def _data_url(path: str | os.PathLike, kind: str) -> str:
     path = Path(path)
-    kind = KINDS.get(path.suffix.lower(), "")
-    if not kind.startswith(family):
-        wanted = ", ".join(suffix for suffix, name in KINDS.items() if name.startswith(family))
-        raise UserError(f"path: got {path.name}, wants {family} of kind {wanted}")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"path: {path} cannot be read: {error.strerror}") from None
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    media_type = MEDIA_TYPES.get(path.suffix.lower(), "")
+    if not media_type.startswith(kind + "/"):
+        wanted = ", ".join(suffix for suffix, name in MEDIA_TYPES.items() if name.startswith(kind + "/"))
+        raise ValueError(f"{kind} must be a file of the kind {wanted}, got {path}")
+    if not path.is_file():
+        raise ValueError(f"{kind} must be a file that exists, got {path}")
+    return f"data:{media_type};base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"

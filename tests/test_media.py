@@ -78,6 +78,16 @@ def test_gif_comes_back(tmp_path, clip):
             assert error(np.asarray(gif.convert("RGB")), clip[t]) < 4
 
 
+def test_gif_keeps_its_rate_though_it_counts_in_hundredths_of_a_second(tmp_path, clip):
+    media.write_gif(tmp_path / "a.gif", clip, 30)
+    with Image.open(tmp_path / "a.gif") as gif:
+        lengths = []
+        for t in range(gif.n_frames):
+            gif.seek(t)
+            lengths.append(gif.info["duration"])
+    assert set(lengths) == {30, 40} and sum(lengths) == 400
+
+
 def test_contact_sheet_shows_evenly_spaced_frames_enlarged(tmp_path, clip):
     flat = np.zeros((9, 16, 16, 3), np.uint8) + (np.arange(9) * 20).astype(np.uint8)[:, None, None, None]
     media.contact_sheet(tmp_path / "a.png", [flat, flat[:2]], columns=5)
