@@ -183,9 +183,16 @@ class MedSoraPipeline(DiffusionPipeline):
             raise ValueError(f"guidance_scale: got {guidance_scale}, wants 1 without a class label or first frame")
         return shape, labels, frames
 
-    def enable_vae_tiling(self) -> None:
-        """Decode large frames in overlapping tiles: less memory."""
-        self.vae.enable_tiling()
+    def enable_vae_tiling(self, tile: int | None = None) -> None:
+        """Encode and decode larger frames in square tiles that overlap by a quarter and are blended: less memory.
+
+        tile: side in pixels, rounded down to a multiple of four latents, of which a quarter is a whole one; half the
+        VAE's `sample_height` if None.
+        """
+        unit = 4 * self.vae.spatial_compression
+        wanted = self.vae.config.sample_height // 2 if tile is None else tile
+        side = unit * max(1, wanted // unit)
+        self.vae.enable_tiling(side, side, 0.25, 0.25)
 
     def disable_vae_tiling(self) -> None:
         """Decode whole frames again."""
@@ -212,12 +219,15 @@ class MedSoraPipeline(DiffusionPipeline):
         for t in scheduler.timesteps:
             timestep = t.expand(len(latents)).to(latents.device)
             entering = scheduler.scale_model_input(latents, t)
-            output = self._predict(entering, timestep, condition)
+            noise, variance = self._predict(entering, timestep, condition).chunk(2, dim=2)
             if guidance_scale != 1.0:
-                noise, variance = output.chunk(2, dim=2)
                 without = self._predict(entering, timestep, withheld).chunk(2, dim=2)[0]
-                output = torch.cat([without + guidance_scale * (noise - without), variance], dim=2)
-            output = scheduler_prediction(scheduler, output)
+                noise = without + guidance_scale * (noise - without)
+            if t == scheduler.timesteps[-1]:
+                # The smallest variance of the last step is zero. diffusers leaves its noise out at level 0 only, but
+                # few steps end above it.
+                variance = torch.full_like(variance, -1)
+            output = scheduler_prediction(scheduler, torch.cat([noise, variance], dim=2))
             latents = scheduler.step(output, t, latents.transpose(1, 2), return_dict=False, **extra)[0].transpose(1, 2)
             stepped(len(latents))
         return latents
