@@ -190,10 +190,9 @@ def where_results_are(folder: RunFolder, settings: TrainSettings) -> str:
         f"curves         {path / 'plots'}; tensorboard --logdir {path / 'tensorboard'}",
         f"video VAE      {vae['psnr']:.2f} dB PSNR on {vae['split']} clips after {vae['steps']} steps",
     ]
-    final, baseline = denoiser.get("denoising_loss"), denoiser.get("baseline")
-    if final:
-        before = f", {baseline['mse']:.4f} at step {baseline['step']}" if baseline else ""
-        lines.append(f"denoiser       loss {final['mse']:.4f} after {denoiser['steps']} steps{before}")
+    final, baseline = denoiser["denoising_loss"], denoiser["baseline"]
+    before = f", {baseline['mse']:.4f} at step {baseline['step']}" if baseline else ""
+    lines.append(f"denoiser       loss {final['mse']:.4f} after {denoiser['steps']} steps{before}")
     if results.get("distances"):
         lines.append("motion         distance to real clips: " + _listed(results["distances"]))
     return "\n".join(lines)

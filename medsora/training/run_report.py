@@ -38,17 +38,17 @@ def write_report(settings: TrainSettings, folder: RunFolder, results: dict) -> P
     from medsora.report import Report
 
     run, curves = folder.path, write_curves(folder.path)
-    report = Report(f"MedSora: {run.name}")
-    report.paragraph(
-        "Generated videos on this page are synthetic: for research use only, not for diagnosis. "
-        f"Made by: python -m medsora.train --preset {settings.preset} --data {settings.data}"
+    report = Report(
+        f"MedSora: {run.name}",
+        f"Trained on {settings.data} with the preset {settings.preset}. Generated videos on this page are synthetic: "
+        "for research use only, not for diagnosis.",
     )
+    report.figures(_key_figures(folder, results))
     report.heading("Generated videos")
-    report.image(run / "samples" / "contact-sheet.png")
-    report.paragraph("Each row is one generated video, its frames from left to right. All of them, moving:")
-    report.video(run / "samples" / "all.mp4")
-    report.paragraph("Real clips in the same form:")
-    report.image(run / "samples" / "real-contact-sheet.png")
+    report.image(run / "samples" / "contact-sheet.png", "Each row is one generated video, its frames left to right")
+    report.video(run / "samples" / "all.mp4", "All generated videos, side by side")
+    report.heading("Recorded clips, to compare with")
+    report.image(run / "samples" / "real-contact-sheet.png", "Each row is one recorded clip")
     _add_numbers(report, folder, results)
     report.heading("Video VAE: reconstruction")
     report.paragraph(
@@ -74,17 +74,35 @@ def write_report(settings: TrainSettings, folder: RunFolder, results: dict) -> P
     return run / "report.html"
 
 
+def _key_figures(folder: RunFolder, results: dict) -> list[tuple[str, str]]:
+    vae, denoiser = folder.done("vae"), folder.done("denoiser")
+    final, distances = denoiser["denoising_loss"], results.get("distances")
+    found = [
+        (f"reconstruction, PSNR on {vae['split']} clips", f"{vae['psnr']:.1f} dB"),
+        (f"denoising loss after {denoiser['steps']} steps", f"{final['mse']:.3f}"),
+    ]
+    if denoiser["baseline"]:
+        found.append(
+            (
+                f"of the denoising loss at step {denoiser['baseline']['step']}",
+                f"{final['mse'] / denoiser['baseline']['mse']:.0%}",
+            )
+        )
+    if distances:
+        found.append(("motion distance to real clips", f"{distances['generated']:.4g}"))
+    return found
+
+
 def _add_numbers(report, folder: RunFolder, results: dict) -> None:
     vae, denoiser = folder.done("vae"), folder.done("denoiser")
     rows = [
         ["Video VAE: PSNR of reconstructed clips", f"{vae['psnr']:.2f} dB", f"{vae['clips']} {vae['split']} clips"],
     ]
-    final, baseline = denoiser.get("denoising_loss"), denoiser.get("baseline")
-    if final:
-        fixed = f"fixed set of (clip, timestep, noise), {denoiser['probed']} clips"
-        if baseline:
-            rows.append([f"Denoising loss at step {baseline['step']}", f"{baseline['mse']:.4f}", fixed])
-        rows.append([f"Denoising loss at step {denoiser['steps']}", f"{final['mse']:.4f}", fixed])
+    final, baseline = denoiser["denoising_loss"], denoiser["baseline"]
+    fixed = f"fixed set of (clip, timestep, noise), {denoiser['probed']} clips"
+    if baseline:
+        rows.append([f"Denoising loss (noise error) at step {baseline['step']}", f"{baseline['mse']:.4f}", fixed])
+    rows.append([f"Denoising loss (noise error) at step {denoiser['steps']}", f"{final['mse']:.4f}", fixed])
     for name, value in results.get("distances", {}).items():
         rows.append([f"Motion distance to real clips: {name}", f"{value:.4g}", f"{results['real_clips']} real clips"])
     report.heading("Numbers")
