@@ -50,6 +50,8 @@ def _sample(options) -> int:
 
     if options.num_videos < 1:
         raise UserError(f"--num-videos: got {options.num_videos}, wants 1 or more")
+    if options.fps is not None and not 0 < options.fps <= 1000:
+        raise UserError(f"--fps: got {options.fps}, wants frames a second above 0, at most 1000")
     hashes = model_hashes(options.model)
     pipeline = load_pipeline(options.model, options.device)
     call = _call(options, pipeline)
