@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,6 @@ def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
     here.
     """
     import torch
-    from diffusers.utils import logging
     from safetensors import SafetensorError
 
     from medsora.pipeline import MedSoraPipeline
@@ -53,20 +54,34 @@ def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: got {device!r}, which cannot be used here ({_first_line(error)})") from None
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # a model of three parts loads at once
+        raise UserError(f"--device: got {device!r}, which cannot be used here ({_first_sentence(error)})") from None
     try:
-        pipeline = MedSoraPipeline.from_pretrained(model, local_files_only=True)
+        with quiet_diffusers():
+            pipeline = MedSoraPipeline.from_pretrained(model, local_files_only=True)
         check_weights(Path(model), pipeline)
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise UserError(f"--model: {model} cannot be loaded ({type(error).__name__}: {_first_line(error)})") from error
+        raise UserError(
+            f"--model: {model} cannot be loaded ({type(error).__name__}: {_first_sentence(error)})"
+        ) from error
+    return pipeline.to(device)
+
+
+@contextlib.contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Within the block diffusers shows errors only: no bar for three parts, no advice to train missing weights."""
+    from diffusers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
+        logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-    return pipeline.to(device)
 
 
 def check_weights(model: Path, pipeline: MedSoraPipeline) -> None:
@@ -86,5 +101,6 @@ def check_weights(model: Path, pipeline: MedSoraPipeline) -> None:
             )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _first_sentence(error: BaseException) -> str:
+    """The first sentence of an error, without the advice to programmers that libraries add."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
