@@ -53,8 +53,8 @@ dl div { display: flex; flex-direction: column-reverse; padding: 1rem 1.25rem; b
 dt { color: var(--soft); font-size: .875rem; line-height: 1.4; }
 dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.4; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere; }
-.table { margin: 1.25rem 0; overflow-x: auto; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px; }
+.table { width: fit-content; min-width: min(100%, 26rem); max-width: 100%; margin: 1.25rem 0; overflow-x: auto;
+  background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
 table { width: 100%; border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
