@@ -1,7 +1,10 @@
 """The files that set a checkout up agree with each other, and make says in words what it cannot do."""
 
+import ast
+import importlib.metadata
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -26,6 +29,28 @@ def test_every_pin_lies_within_the_range_the_package_accepts():
         pin = pins()[canonicalize_name(requirement.name)]
         (version,) = (clause.version for clause in pin.specifier)
         assert requirement.specifier.contains(version), f"{pin} is outside {requirement}"
+
+
+def test_everything_that_is_imported_is_asked_for():
+    """Else it works only where something happens to be installed already. torchvision, for RAFT, is left to users."""
+    asked_for = METADATA["dependencies"] + METADATA["optional-dependencies"]["test"]
+    distributions = {canonicalize_name(Requirement(text).name) for text in asked_for}
+    provided_by = importlib.metadata.packages_distributions()
+    own = {"medsora", "medsora_ops", "torchvision"} | {file.stem for file in (ROOT / "tests").rglob("*.py")}
+    files = [
+        file for folder in ("medsora", "medsora_ops", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")
+    ]
+    for name in {name for file in files for name in imported_by(file)} - own - set(sys.stdlib_module_names):
+        assert distributions & {canonicalize_name(d) for d in provided_by.get(name, [])}, f"nobody asks for {name}"
+
+
+def imported_by(file):
+    """The top-level names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
 
 
 def test_torch_is_pinned_for_set_ups_and_ranged_for_users():
