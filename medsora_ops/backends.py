@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 OPERATORS = ("gather", "merge", "path_scan", "ssd_scan", "spectral_filter", "focal_frequency_loss")
-DEVICES = ("cpu", "cuda")
+EACH_OTHERS_GRADIENT = ("gather", "merge")
+DEVICES = ("cpu", "cuda")  # those the report speaks of
 
 _log = logging.getLogger("medsora_ops")
 _requested: contextvars.ContextVar[str | None] = contextvars.ContextVar("medsora_backend", default=None)
@@ -28,8 +29,8 @@ _announced: set[tuple[str, str, str]] = set()
 class Implementation:
     """One implementation of one operator.
 
-    forward, backward: callables whose arguments the operator's `op.py` defines.
-    devices: device types it runs on.
+    forward, backward: callables whose arguments the operator's `op.py` defines. No backward for gather and merge.
+    devices: device types it runs on; None for every one that torch knows.
     priority: the highest one available serves a device by default.
     unavailable: returns None when it can run here, else the reason why not, in words.
     supports: given the operator's arguments, returns None or the reason why this call is not served.
@@ -39,10 +40,14 @@ class Implementation:
     backend: str
     forward: Callable
     backward: Callable | None
-    devices: tuple[str, ...]
+    devices: tuple[str, ...] | None
     priority: int
     unavailable: Callable[[], str | None]
     supports: Callable[..., str | None]
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it was written for this device type, be it available or not."""
+        return self.devices is None or device in self.devices
 
 
 def register(
@@ -51,15 +56,20 @@ def register(
     forward: Callable,
     backward: Callable | None = None,
     *,
-    devices: tuple[str, ...] = DEVICES,
+    devices: tuple[str, ...] | None = None,
     priority: int = 0,
     unavailable: Callable[[], str | None] = lambda: None,
     supports: Callable[..., str | None] = lambda *args, **kwargs: None,
 ) -> None:
-    """Add one implementation to the table. Raises ValueError for a name outside `OPERATORS` or `BACKENDS`."""
+    """Add one implementation to the table.
+
+    Raises ValueError for a name outside `OPERATORS` or `BACKENDS`, and for a missing backward.
+    """
     if operator not in OPERATORS:
         raise ValueError(f"operator: got {operator!r}, wants one of {', '.join(OPERATORS)}")
     _check_backend(backend)
+    if backward is None and operator not in EACH_OTHERS_GRADIENT:
+        raise ValueError(f"backward: got None, wants the gradient of {operator}")
     _table[operator, backend] = Implementation(
         operator, backend, forward, backward, devices, priority, unavailable, supports
     )
@@ -69,35 +79,40 @@ def requested() -> str:
     """The backend asked for by `use_backend` or `MEDSORA_BACKEND`, "" if none is.
 
     A registered operator carries this name to its gradient, which may run in another thread or after the block.
+    Raises ValueError if `MEDSORA_BACKEND` is no backend's name.
     """
-    return _requested.get() or os.environ.get("MEDSORA_BACKEND") or ""
+    name = _requested.get() or os.environ.get("MEDSORA_BACKEND") or ""
+    if name:
+        _check_backend(name)
+    return name
 
 
 def select(operator: str, device: str, *args, backend: str = "", **kwargs) -> Implementation:
-    """The implementation that serves `operator` on `device` for these arguments; logged once at INFO level.
+    """The implementation that serves `operator` on `device` for these arguments.
+
+    Logged once at INFO level, with the reasons why any of a higher priority does not.
 
     backend: a name carried from an earlier call, in place of what is asked for now.
     A requested backend that cannot serve the call is an error; without a request the best available one is taken.
     """
-    wanted = backend or requested()
+    wanted, passed_over = backend or requested(), []
     if wanted:
-        _check_backend(wanted)
         chosen = _table.get((operator, wanted))
         reason = _refusal(chosen, operator, wanted, device, *args, **kwargs)
         if reason is not None:
             raise ValueError(f"backend {wanted!r} cannot serve {operator} on {device}: {reason}")
     else:
-        candidates = sorted(
-            (i for (name, _), i in _table.items() if name == operator), key=lambda i: i.priority, reverse=True
-        )
-        chosen = next(
-            (i for i in candidates if _refusal(i, operator, i.backend, device, *args, **kwargs) is None), None
-        )
-        if chosen is None:
-            raise ValueError(f"no implementation of {operator} on {device}: see medsora_ops.backend_report()")
+        for chosen in _ranked(operator, device):
+            reason = _refusal(chosen, operator, chosen.backend, device, *args, **kwargs)
+            if reason is None:
+                break
+            passed_over.append(f"{chosen.backend}: {reason}")
+        else:
+            raise ValueError(f"no implementation of {operator} on {device}: {'; '.join(passed_over) or 'none yet'}")
     if (operator, device, chosen.backend) not in _announced:
         _announced.add((operator, device, chosen.backend))
-        _log.info("%s on %s is served by %s", operator, device, chosen.backend)
+        why = f" ({'; '.join(passed_over)})" if passed_over else ""
+        _log.info("%s on %s is served by %s%s", operator, device, chosen.backend, why)
     return chosen
 
 
@@ -106,7 +121,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Within the block, operators run on backend `name`: "reference", "native", "triton" or "cuda".
 
     Raises ValueError for an unknown name at once, and at the call if that backend cannot serve it.
-    The environment variable `MEDSORA_BACKEND` does the same for a whole process.
+    The environment variable `MEDSORA_BACKEND` does the same for a whole process. A gradient runs on the backend of its
+    operator, even after the block; inside torch.compile each asks when it runs.
     """
     _check_backend(name)
     token = _requested.set(name)
@@ -121,10 +137,16 @@ def _check_backend(name: str) -> None:
         raise ValueError(f"backend: got {name!r}, wants one of {', '.join(BACKENDS)}")
 
 
+def _ranked(operator: str, device: str) -> list[Implementation]:
+    """Those that run on the device type, be they available or not, the highest priority first."""
+    suited = (i for (name, _), i in _table.items() if name == operator and i.runs_on(device))
+    return sorted(suited, key=lambda i: i.priority, reverse=True)
+
+
 def _refusal(chosen, operator, backend, device, *args, **kwargs) -> str | None:
     if chosen is None:
         return f"{backend} has no {operator} yet"
-    if device not in chosen.devices:
+    if not chosen.runs_on(device):
         return f"runs on {', '.join(chosen.devices)} only"
     return chosen.unavailable() or chosen.supports(*args, **kwargs)
 
@@ -144,21 +166,10 @@ def backend_report() -> list[ReportRow]:
     """Each operator with each backend: available or not and why, and which devices it serves by default."""
     rows = []
     for operator in OPERATORS:
-        ranked = {
-            device: max(
-                (
-                    i
-                    for (name, _), i in _table.items()
-                    if name == operator and device in i.devices and i.unavailable() is None
-                ),
-                key=lambda i: i.priority,
-                default=None,
-            )
-            for device in DEVICES
-        }
+        best = {d: next((i for i in _ranked(operator, d) if i.unavailable() is None), None) for d in DEVICES}
         for backend in BACKENDS:
             chosen = _table.get((operator, backend))
             reason = f"{backend} has no {operator} yet" if chosen is None else chosen.unavailable()
-            serves = tuple(d for d in DEVICES if chosen is not None and ranked[d] is chosen)
+            serves = tuple(d for d in DEVICES if chosen is not None and best[d] is chosen)
             rows.append(ReportRow(operator, backend, reason is None, reason or "", serves))
     return rows

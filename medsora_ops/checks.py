@@ -12,12 +12,16 @@ Tensor = torch.Tensor
 
 
 def tensor(name: str, value: Tensor, dimensions: str) -> None:
-    """`value` must be a real floating point tensor with the named dimensions, such as "(batch, tokens, channels)"."""
+    """`value` must be a real floating point tensor with the named dimensions, such as "(batch, tokens, channels)".
+
+    A name "..." stands for any number of dimensions, none included.
+    """
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: got {type(value).__name__}, wants a tensor {dimensions}")
     if not value.is_floating_point():
         raise ValueError(f"{name}: got {value.dtype}, wants a floating point dtype")
-    if value.dim() != dimensions.count(",") + (not dimensions.endswith(",)")):
+    names = dimensions.strip("(,)").split(", ")
+    if value.dim() < len(names) - 1 if "..." in names else value.dim() != len(names):
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, wants {dimensions}")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medsora_ops import backends, checks
+from medsora_ops import backends, checks, dispatch
 from medsora_ops.paths import ScanPath
 from medsora_ops.reorder import reference
 
@@ -34,7 +34,7 @@ def gather(x: Tensor, path: ScanPath) -> Tensor:
     """
     checks.tensor("x", x, "(batch, tokens, channels)")
     checks.path(path, "path", x.shape[1], "x")
-    return _call("gather", x, path)
+    return dispatch.call("gather", x, path.offsets(x.device), path.stride)
 
 
 def merge(y: Tensor, path: ScanPath) -> Tensor:
@@ -53,31 +53,11 @@ def merge(y: Tensor, path: ScanPath) -> Tensor:
             f"y: got shape {tuple(y.shape)}, wants (batch, 2, {path.sequences}, {path.length}, channels)"
             f" for a path over the grid {path.grid}"
         )
-    return _call("merge", y, path)
+    return dispatch.call("merge", y, path.offsets(y.device), path.stride)
 
 
-def _call(operator: str, x: Tensor, path: ScanPath) -> Tensor:
-    arguments = (x, path.offsets(x.device), path.stride)
-    if torch.compiler.is_compiling():
-        return getattr(torch.ops.medsora_ops, operator)(*arguments, "")
-    chosen = backends.select(operator, x.device.type, *arguments)
-    # The reference is differentiable as it stands; the registered operator would only add its dispatch.
-    if chosen.backend == "reference":
-        return chosen.forward(*arguments)
-    return getattr(torch.ops.medsora_ops, operator)(*arguments, backends.requested())
-
-
-def _gather_forward(x, offsets, stride, backend):
-    return backends.select("gather", x.device.type, x, offsets, stride, backend=backend).forward(x, offsets, stride)
-
-
-def _merge_forward(y, offsets, stride, backend):
-    return backends.select("merge", y.device.type, y, offsets, stride, backend=backend).forward(y, offsets, stride)
-
-
-for _device in ("CPU", "CUDA"):
-    _LIBRARY.impl("gather", _gather_forward, _device)
-    _LIBRARY.impl("merge", _merge_forward, _device)
+for _operator in ("gather", "merge"):
+    dispatch.implement(_LIBRARY, _operator, backward=False)
 
 
 @torch.library.register_fake("medsora_ops::gather", lib=_LIBRARY)

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from medsora_ops import backends, checks
+from medsora_ops import backends, checks, dispatch
 from medsora_ops.paths import ScanPath
 from medsora_ops.scan import reference
 
@@ -77,7 +77,7 @@ def path_scan(
     tensors = (zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     tables, strides = [p.offsets(zxbcdt.device) for p in paths], [p.stride for p in paths]
     settings = (head_dim, groups, bool(bidirectional), float(eps), norm_group_size)
-    outputs = _call("path_scan", zxbcdt.device.type, *tensors, tables, strides, *settings)
+    outputs = dispatch.call("path_scan", *tensors, tables, strides, *settings)
     return tuple(outputs) if isinstance(path, tuple) else outputs[0]
 
 
@@ -117,19 +117,8 @@ def ssd_scan(
         raise ValueError(f"dt_limit: got {dt_limit!r}, wants (0.0, inf): not supported, clamp dt before the call")
     _check_ssd_scan(x, dt, A, B, C, D, z, dt_bias, initial_states)
     arguments = (x, dt, A, B, C, D, z, dt_bias, initial_states, bool(dt_softplus), bool(return_final_states))
-    outputs = _call("ssd_scan", x.device.type, *arguments)
+    outputs = dispatch.call("ssd_scan", *arguments)
     return tuple(outputs) if return_final_states else outputs[0]
-
-
-def _call(operator, device, *arguments):
-    if torch.compiler.is_compiling():
-        return getattr(torch.ops.medsora_ops, operator)(*arguments, "")
-    chosen = backends.select(operator, device, *arguments)
-    # Recorded by autograd, a training step through the reference takes about two thirds of the time that it takes
-    # through the registered operator, which computes forward again on the way back. It keeps more memory.
-    if chosen.backend == "reference":
-        return chosen.forward(*arguments)
-    return getattr(torch.ops.medsora_ops, operator)(*arguments, backends.requested())
 
 
 def _check_path_scan(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, paths, head_dim, groups) -> int:
@@ -184,7 +173,7 @@ def _check_ssd_scan(x, dt, A, B, C, D, z, dt_bias, initial_states) -> None:
         ("dt_bias", dt_bias, (heads,), "(heads,)"),
         ("initial_states", initial_states, (batch, heads, head_dim, state), "(batch, heads, head_dim, state)"),
     ]
-    if D is not None and D.dim() == 2:
+    if isinstance(D, Tensor) and D.dim() == 2:
         wanted.append(("D", D, (heads, head_dim), "(heads, head_dim)"))
     else:
         wanted.append(("D", D, (heads,), "(heads,)"))
@@ -194,29 +183,8 @@ def _check_ssd_scan(x, dt, A, B, C, D, z, dt_bias, initial_states) -> None:
             checks.goes_with(name, value, "x", x, or_float32=True)
 
 
-def _forward(operator):
-    def run(*arguments):
-        *arguments, backend = arguments
-        device = arguments[0].device.type
-        chosen = backends.select(operator, device, *arguments, backend=backend)
-        return [output.contiguous() for output in chosen.forward(*arguments)]
-
-    return run
-
-
-def _backward(operator):
-    def run(grads, *arguments):
-        *arguments, backend = arguments
-        chosen = backends.select(operator, arguments[0].device.type, *arguments, backend=backend)
-        return [gradient.contiguous() for gradient in chosen.backward(grads, *arguments)]
-
-    return run
-
-
 for _operator in ("path_scan", "ssd_scan"):
-    for _device in ("CPU", "CUDA"):
-        _LIBRARY.impl(_operator, _forward(_operator), _device)
-        _LIBRARY.impl(f"{_operator}_backward", _backward(_operator), _device)
+    dispatch.implement(_LIBRARY, _operator)
 
 
 @torch.library.register_fake("medsora_ops::path_scan", lib=_LIBRARY)

@@ -147,4 +147,5 @@ def sum_type(x: Tensor) -> torch.dtype:
 
 
 def _no_autocast(x: Tensor):
-    return torch.autocast(x.device.type, enabled=False)
+    known = torch.amp.is_autocast_available(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if known else contextlib.nullcontext()

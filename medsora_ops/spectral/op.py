@@ -10,7 +10,7 @@ and each `supports` with the arguments of its forward. Results must not share me
 import torch
 from torch import Tensor
 
-from medsora_ops import backends
+from medsora_ops import backends, checks, dispatch
 from medsora_ops.spectral import reference
 
 _FOCAL = (
@@ -35,11 +35,11 @@ def spectral_filter(x: Tensor, weight: Tensor) -> Tensor:
     x: (B, C, ..., H, W), real floating point; extra dimensions (such as time) lie between channels and planes.
     weight: (C, H, W // 2 + 1), real or complex. In columns 0 and W / 2 only the part (w(ky) + conj w(-ky)) / 2 acts,
         because the result is real.
-    Returns a contiguous tensor of x's shape and dtype. bfloat16 and float16 are computed in float32.
+    Returns a tensor of x's shape and dtype, computed in float32, or in float64 if x or weight is double.
     Raises ValueError for shapes, dtypes or devices that do not fit.
     """
     _check_filter(x, weight)
-    return _call("spectral_filter", x.device.type, x, weight)
+    return dispatch.call("spectral_filter", x, weight)
 
 
 def focal_frequency_loss(
@@ -65,26 +65,17 @@ def focal_frequency_loss(
     """
     _check_focal(pred, target, alpha, patch_factor)
     settings = (float(alpha), patch_factor, bool(ave_spectrum), bool(log_matrix), bool(batch_matrix))
-    return _call("focal_frequency_loss", pred.device.type, pred, target, *settings)
-
-
-def _call(operator: str, device: str, *arguments) -> Tensor:
-    if torch.compiler.is_compiling():
-        return getattr(torch.ops.medsora_ops, operator)(*arguments, "")
-    chosen = backends.select(operator, device, *arguments)
-    # The reference is differentiable as it stands; the registered operator would only add its dispatch.
-    if chosen.backend == "reference":
-        return chosen.forward(*arguments)
-    return getattr(torch.ops.medsora_ops, operator)(*arguments, backends.requested())
+    return dispatch.call("focal_frequency_loss", pred, target, *settings)
 
 
 def _check_filter(x: Tensor, weight: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"x: got {x.dtype}, wants a real floating point dtype")
+    checks.tensor("x", x, "(batch, channels, ..., height, width)")
+    if 0 in x.shape[-2:]:
+        raise ValueError(f"x: got shape {tuple(x.shape)}, wants a height and width of at least 1")
+    if not isinstance(weight, Tensor):
+        raise ValueError(f"weight: got {type(weight).__name__}, wants a tensor (channels, height, width // 2 + 1)")
     if not (weight.is_floating_point() or weight.is_complex()):
         raise ValueError(f"weight: got {weight.dtype}, wants a real or complex floating point dtype")
-    if x.ndim < 4 or 0 in x.shape[-2:]:
-        raise ValueError(f"x: got shape {tuple(x.shape)}, wants (batch, channels, ..., height, width)")
     wanted = (x.shape[1], x.shape[-2], x.shape[-1] // 2 + 1)
     if tuple(weight.shape) != wanted:
         raise ValueError(f"weight: got shape {tuple(weight.shape)}, wants {wanted} for x of {tuple(x.shape)}")
@@ -93,17 +84,12 @@ def _check_filter(x: Tensor, weight: Tensor) -> None:
 
 
 def _check_focal(pred: Tensor, target: Tensor, alpha: float, patch_factor: int) -> None:
-    if not pred.is_floating_point():
-        raise ValueError(f"pred: got {pred.dtype}, wants a real floating point dtype")
-    if pred.ndim < 3 or 0 in pred.shape:
-        raise ValueError(f"pred: got shape {tuple(pred.shape)}, wants (batch, ..., height, width), not empty")
-    for name, got, wanted in (
-        ("shape", tuple(target.shape), tuple(pred.shape)),
-        ("dtype", target.dtype, pred.dtype),
-        ("device", target.device, pred.device),
-    ):
-        if got != wanted:
-            raise ValueError(f"target: got {name} {got}, wants that of pred, {wanted}")
+    dimensions = "(batch, ..., height, width)"
+    checks.tensor("pred", pred, dimensions)
+    if 0 in pred.shape:
+        raise ValueError(f"pred: got shape {tuple(pred.shape)}, wants {dimensions}, not empty")
+    checks.shape("target", target, tuple(pred.shape), dimensions)
+    checks.goes_with("target", target, "pred", pred)
     if not alpha >= 0:
         raise ValueError(f"alpha: got {alpha}, wants a number of at least 0")
     height, width = pred.shape[-2:]
@@ -113,29 +99,8 @@ def _check_focal(pred: Tensor, target: Tensor, alpha: float, patch_factor: int) 
         raise ValueError(f"patch_factor: got {patch_factor}, wants a divisor of height {height} and width {width}")
 
 
-def _forward(operator: str):
-    def run(*arguments):
-        *arguments, backend = arguments
-        chosen = backends.select(operator, arguments[0].device.type, *arguments, backend=backend)
-        return chosen.forward(*arguments).contiguous()
-
-    return run
-
-
-def _backward(operator: str):
-    def run(grad, *arguments):
-        *arguments, backend = arguments
-        chosen = backends.select(operator, arguments[0].device.type, *arguments, backend=backend)
-        grads = chosen.backward(grad, *arguments)
-        return grads.contiguous() if isinstance(grads, Tensor) else tuple(g.contiguous() for g in grads)
-
-    return run
-
-
 for _operator in ("spectral_filter", "focal_frequency_loss"):
-    for _device in ("CPU", "CUDA"):
-        _LIBRARY.impl(_operator, _forward(_operator), _device)
-        _LIBRARY.impl(f"{_operator}_backward", _backward(_operator), _device)
+    dispatch.implement(_LIBRARY, _operator)
 
 
 @torch.library.register_fake("medsora_ops::spectral_filter", lib=_LIBRARY)

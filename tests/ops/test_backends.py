@@ -6,7 +6,18 @@ import threading
 import pytest
 import torch
 
-from medsora_ops import ScanPath, backend_report, backends, gather, path_scan, use_backend
+from medsora_ops import (
+    ScanPath,
+    backend_report,
+    backends,
+    focal_frequency_loss,
+    gather,
+    merge,
+    path_scan,
+    spectral_filter,
+    ssd_scan,
+    use_backend,
+)
 
 PATH = ScanPath.temporal((2, 2, 2))
 X = torch.randn(1, 8, 3)
@@ -100,6 +111,72 @@ def test_the_registered_operators_ask_too_when_compiled():
     assert len(calls) == 1
 
 
+def test_the_log_says_why_a_better_one_does_not_serve(caplog):
+    count_calls("triton", unavailable=lambda: "no compiler here", devices=("cpu",))
+    count_calls("cuda", supports=lambda *arguments: "even widths only")
+    backends.register("gather", "native", print, devices=("cuda",), priority=100)
+    with caplog.at_level(logging.INFO, logger="medsora_ops"):
+        gather(X, PATH)
+    (record,) = caplog.records
+    wanted = "gather on cpu is served by reference (triton: no compiler here; cuda: even widths only)"
+    assert record.getMessage() == wanted
+
+
+def calls_of_every_operator():
+    """For each operator some arguments and a call of it: its tensors in, one tensor out."""
+    made = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=made, dtype=torch.float64, requires_grad=True)
+
+    mixer = [normal(1, 8, 15), normal(10, 4), normal(10), normal(1), normal(1), normal(1), normal(4)]
+    scan = [normal(2, 5, 2, 3), normal(2, 5, 2), normal(2), normal(2, 5, 1, 4), normal(2, 5, 1, 4)]
+    return {
+        "gather": ([normal(1, 8, 3)], lambda x: gather(x, PATH)),
+        "merge": ([normal(1, 2, 4, 2, 3)], lambda y: merge(y, PATH)),
+        "path_scan": (mixer, lambda *tensors: sum(path_scan(*tensors, (PATH, PATH), head_dim=4))),
+        "ssd_scan": (scan, ssd_scan),
+        "spectral_filter": ([normal(1, 2, 4, 5), normal(2, 4, 3)], spectral_filter),
+        "focal_frequency_loss": ([normal(2, 1, 4, 5), normal(2, 1, 4, 5)], focal_frequency_loss),
+    }
+
+
+@pytest.mark.parametrize("operator", backends.OPERATORS)
+def test_a_faster_implementation_joins_by_registration(operator):
+    """It serves the call and its gradient, the latter also after the block that asked for it."""
+    served = []
+
+    def counted(name, run):
+        def count(*arguments):
+            served.append(name)
+            return run(*arguments)
+
+        return count
+
+    for name in backends.OPERATORS:
+        reference = backends._table[name, "reference"]
+        backward = reference.backward and counted(f"{name} backward", reference.backward)
+        backends.register(name, "triton", counted(name, reference.forward), backward, devices=("cpu",), priority=-1)
+    tensors, call = calls_of_every_operator()[operator]
+    with use_backend("reference"):
+        wanted = torch.autograd.grad(call(*tensors).square().sum(), tensors)
+    assert served == []
+    with use_backend("triton"):
+        loss = call(*tensors).square().sum()
+    for one, other in zip(torch.autograd.grad(loss, tensors), wanted, strict=True):
+        torch.testing.assert_close(one, other)
+    gradient = {"gather": "merge", "merge": "gather"}.get(operator, f"{operator} backward")
+    assert served == [operator, gradient]
+
+
+@pytest.mark.parametrize("operator", backends.OPERATORS)
+def test_the_reference_serves_every_device_that_torch_knows(operator):
+    tensors, call = calls_of_every_operator()[operator]
+    shape = call(*tensors).shape
+    out = call(*(t.detach().to("meta") for t in tensors))
+    assert out.device.type == "meta" and out.shape == shape
+
+
 def test_unknown_names_are_errors_at_once():
     with pytest.raises(ValueError, match="backend: got 'gpu', wants one of reference"), use_backend("gpu"):
         pass
@@ -107,6 +184,8 @@ def test_unknown_names_are_errors_at_once():
         backends.register("gather", "gpu", print)
     with pytest.raises(ValueError, match="operator: got 'scatter', wants one of gather"):
         backends.register("scatter", "native", print)
+    with pytest.raises(ValueError, match="backward: got None, wants the gradient of ssd_scan"):
+        backends.register("ssd_scan", "native", print)
 
 
 def test_a_request_that_cannot_be_met_is_an_error_that_says_why():

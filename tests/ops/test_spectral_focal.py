@@ -133,8 +133,11 @@ IMAGE = torch.zeros(2, 3, 6, 8)
 @pytest.mark.parametrize(
     "pred, target, settings, message",
     [
-        (IMAGE, IMAGE[:1], {}, r"target: got shape \(1, 3, 6, 8\), wants that of pred"),
-        (IMAGE, IMAGE.double(), {}, r"target: got dtype torch.float64, wants that of pred"),
+        (IMAGE, IMAGE[:1], {}, r"target: got shape \(1, 3, 6, 8\), wants \(2, 3, 6, 8\) \(batch, "),
+        (IMAGE, IMAGE.double(), {}, r"target: got torch.float64, wants that of pred, torch.float32"),
+        (IMAGE, IMAGE.int(), {}, r"target: got torch.int32, wants a floating point dtype"),
+        (IMAGE, 0.0, {}, r"target: got float, wants a tensor \(batch"),
+        ([1.0], IMAGE, {}, r"pred: got list, wants a tensor \(batch"),
         (IMAGE, IMAGE.to("meta"), {}, r"target: got device meta, wants that of pred"),
         (IMAGE.int(), IMAGE.int(), {}, r"pred: got torch.int32"),
         (IMAGE[0, 0], IMAGE[0, 0], {}, r"pred: got shape \(6, 8\), wants"),

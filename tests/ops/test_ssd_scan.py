@@ -165,6 +165,7 @@ def test_compiles_whole_forward_and_backward():
         ("B", torch.zeros(2, 6, 3, 2).double(), r"B's number of groups: got 3, wants .* the number of heads, 4"),
         ("C", torch.zeros(2, 6, 1, 2).double(), r"C: got shape \(2, 6, 1, 2\), wants \(2, 6, 2, 2\)"),
         ("C", torch.zeros(2, 6, 2, 2).half(), r"C: got torch.float16, wants that of x, torch.float64 or torch.float32"),
+        ("D", [1.0] * 4, r"D: got list, wants a tensor \(heads,\)"),
         ("D", torch.zeros(4, 2), r"D: got shape \(4, 2\), wants \(4, 3\)"),
         ("z", torch.zeros(2, 6, 4, 2), r"z: got shape"),
         ("dt_bias", torch.zeros(1), r"dt_bias: got shape \(1,\), wants \(4,\)"),
