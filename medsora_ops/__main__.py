@@ -12,12 +12,15 @@ from dataclasses import asdict
 
 import torch
 
-from medsora_ops import backend_report, native
+from medsora_ops import backend_report, backends, native
 from medsora_ops.version import __version__
 
 
 def installation() -> dict[str, object]:
-    """Versions, devices and the state of the extension, as plain values."""
+    """Versions, devices, the state of the extension and the backend asked for, as plain values.
+
+    Raises ValueError if MEDSORA_ISA or MEDSORA_BACKEND names something unknown.
+    """
     return {
         "medsora_ops": __version__,
         "python": platform.python_version(),
@@ -29,6 +32,7 @@ def installation() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "extension": native.build_info() or None,
         "extension_missing": native.unavailable(),
+        "backend_asked_for": backends.requested() or None,
     }
 
 
@@ -56,6 +60,8 @@ def summary(facts: dict[str, object]) -> str:
         f"torch {facts['torch']}, triton {facts['triton'] or 'not installed'}, numpy {facts['numpy']}",
         f"CUDA device: {facts['cuda_device'] or 'none that torch can use'}",
     ]
+    if facts["backend_asked_for"]:
+        lines.append(f"MEDSORA_BACKEND={facts['backend_asked_for']} asks that backend for every operator")
     extension = facts["extension"]
     if extension is None:
         return "\n".join([*lines, f"native extension: absent, {facts['extension_missing']}"])

@@ -14,6 +14,7 @@ from medsora_ops.paths import PLANES, SPIRAL_VARIANTS, ScanPath, spiral_order
 from medsora_ops.scan import path_scan
 
 WALKS = (*PLANES, "temporal", "raster")
+NO_LIMIT = (0.0, math.inf)  # mamba_ssm's dt_limit when it limits nothing
 
 
 class GridMamba2(nn.Module):
@@ -83,6 +84,7 @@ class GridMamba2(nn.Module):
         """Mix tokens along paths.
 
         x: (B, F*H*W, d_model). grid: (F, H, W), walked as `walks` says, or the path or paths to take instead.
+            Under torch.compile(fullgraph=True) give paths: they cannot be made while a graph is recorded.
         Returns (B, F*H*W, d_model). Raises ValueError for tokens of another grid.
         """
         if isinstance(grid, ScanPath):
@@ -127,12 +129,14 @@ class GridMamba2(nn.Module):
         self.load_state_dict(state_dict)
 
     @classmethod
-    def from_mamba2(cls, layer: nn.Module | Mapping[str, Tensor], *, n_groups: int | None = None, **options):
+    def from_mamba2(
+        cls, layer: nn.Module | Mapping[str, Tensor], *, n_groups: int | None = None, **options
+    ) -> GridMamba2:
         """A GridMamba2 with the sizes and weights of a mamba_ssm Mamba2 layer, or of its state_dict.
 
         n_groups: its `ngroups`; read from a layer, else 1. options: walks, variant, bidirectional, eps.
-        The layer must have rmsnorm=True, norm_before_gate=False and no projection biases; a state_dict cannot tell
-        norm_before_gate. Along one forward-only path the result agrees with the layer.
+        The layer must have rmsnorm=True, norm_before_gate=False, no dt_limit and no projection biases; a state_dict
+        cannot tell norm_before_gate and dt_limit. Along one forward-only path the result agrees with the layer.
         Raises ValueError for a layer that has no such form.
         """
         state_dict = layer.state_dict() if isinstance(layer, nn.Module) else layer
@@ -141,6 +145,9 @@ class GridMamba2(nn.Module):
             norm = getattr(layer, "norm", None)
             if getattr(norm, "norm_before_gate", False):
                 raise ValueError("layer: got norm_before_gate=True, wants False, the norm after the gate")
+            limit = tuple(getattr(layer, "dt_limit", NO_LIMIT))
+            if limit != NO_LIMIT:
+                raise ValueError(f"layer: got dt_limit={limit}, wants (0.0, inf): time steps are not clamped here")
             options.setdefault("eps", getattr(norm, "eps", 1e-5))
         n_groups = 1 if n_groups is None else n_groups
         needed = ("in_proj.weight", "conv1d.weight", "dt_bias", "A_log", "D", "norm.weight", "out_proj.weight")

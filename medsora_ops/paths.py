@@ -101,7 +101,13 @@ class ScanPath:
     _on_device: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        tokens = np.frombuffer(self.table, dtype=np.int32) + np.arange(self.sequences)[:, None] * self.stride
+        offsets = np.frombuffer(self.table, dtype=np.int32)
+        if len(offsets) != self.length or self.stride < 0:
+            raise ValueError(
+                f"table: got {len(offsets)} offsets and a stride of {self.stride}, wants a length of {self.length} and"
+                " a stride of at least 0"
+            )
+        tokens = offsets + np.arange(self.sequences)[:, None] * self.stride
         if not np.array_equal(np.sort(tokens, axis=None), np.arange(math.prod(self.grid))):
             raise ValueError(f"table: got a walk that does not visit each token of the grid {self.grid} exactly once")
         self.offsets("cpu")  # now, so that a compiled function finds it

@@ -56,6 +56,15 @@ def test_takes_sizes_and_settings_from_a_layer():
         GridMamba2.from_mamba2(source)
 
 
+def test_a_layer_that_clamps_its_time_steps_is_refused():
+    source = GridMamba2(12, 3, 2, 6, norm_group_size=24)
+    source.dt_limit = (0.0, float("inf"))  # as a mamba_ssm layer holds it when it clamps nothing
+    GridMamba2.from_mamba2(source)
+    source.dt_limit = (0.001, 0.1)
+    with pytest.raises(ValueError, match=r"layer: got dt_limit=\(0.001, 0.1\), wants \(0.0, inf\)"):
+        GridMamba2.from_mamba2(source)
+
+
 def test_walks_and_directions_are_summed_before_the_projection():
     weights = mamba2_weights()
     layer = GridMamba2.from_mamba2(weights, variant=3)

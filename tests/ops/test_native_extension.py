@@ -127,6 +127,16 @@ def test_the_report_as_json(capsys):
         assert row["available"] or row["serves"] == []
 
 
+def test_the_report_says_which_backend_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setenv("MEDSORA_BACKEND", "reference")
+    assert main([]) == 0
+    assert "MEDSORA_BACKEND=reference asks" in capsys.readouterr().out
+    monkeypatch.setenv("MEDSORA_BACKEND", "fast")
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: backend: got 'fast', wants one of reference")
+
+
 @needs_extension
 def test_a_wrong_setting_is_one_line_and_exit_code_2(capsys, monkeypatch):
     monkeypatch.setenv("MEDSORA_ISA", "sse9")

@@ -130,6 +130,8 @@ def test_a_table_is_made_once_a_device_and_serves_inference_and_training():
         (lambda: ScanPath.plane("fw", (2, 1, 2), [0, 1, 1, 3]), r"order: wants each of the cells 0 to 3 exactly once"),
         (lambda: ScanPath.plane("fw", (2, 1, 2), [0, 1, 2]), r"order: got int64 of shape \(3,\), wants 4 integers"),
         (lambda: ScanPath.plane("fw", (2, 1, 2), [0.0, 1, 2, 3]), r"order: got float64"),
+        (lambda: ScanPath((1, 1, 1), 1, 2, 0, b"\0" * 4), r"table: got 1 offsets .* wants a length of 2"),
+        (lambda: ScanPath((1, 1, 2), 2, 1, -1, b"\1\0\0\0"), r"table: .* stride of -1, wants .* at least 0"),
         (lambda: ScanPath((1, 1, 2), 1, 2, 0, b"\0" * 8), r"table: got a walk that does not visit each token"),
     ],
 )
