@@ -16,6 +16,7 @@ from medsora_ops import (
     path_scan,
     spectral_filter,
     spiral_order,
+    ssd_scan,
     use_backend,
 )
 
@@ -70,6 +71,15 @@ def test_path_scan(checked, variant):
     inputs += (torch.ones(width),)
     wide = [t.double() for t in inputs]
     checked(on(variant, lambda: path_scan(*inputs, PATH, head_dim=64)), path_scan(*wide, PATH, head_dim=64))
+
+
+@pytest.mark.parametrize("variant", backends("ssd_scan"))
+@pytest.mark.benchmark(group="ssd_scan forward, 4 x 256 tokens, 8 heads of 64, N 64")
+def test_ssd_scan(checked, variant):
+    inputs = (torch.randn(4, 256, 8, 64), torch.rand(4, 256, 8) / 10, -torch.rand(8) - 0.5)
+    inputs += tuple(torch.randn(2, 4, 256, 1, 64))
+    wide = [t.double() for t in inputs]
+    checked(on(variant, lambda: ssd_scan(*inputs)), ssd_scan(*wide))
 
 
 @pytest.mark.parametrize("side", [16, 64, 128])

@@ -79,6 +79,7 @@ def test_sdist_holds_what_a_build_needs(archives):
     with tarfile.open(archives[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "csrc/bindings.cpp", "csrc/common/path.h", "Makefile"} <= names
+    assert {"medsora_ops/ADDING.md", "benchmarks/test_operators.py"} <= names
     assert {"csrc/cpu/add_rows.inc", "medsora_ops/py.typed", "tests/conftest.py"} <= names
     assert not any(name.endswith((".so", ".pyc", ".o")) for name in names)
 
@@ -126,6 +127,15 @@ print(medsora_ops.gather(torch.arange(4.0).reshape(1, 4, 1), path).flatten().tol
     assert "is not built" in report["installation"]["extension_missing"]
     serving = {row["operator"]: row["backend"] for row in report["operators"] if "cpu" in row["serves"]}
     assert serving["gather"] == serving["merge"] == "reference"
+
+
+def test_a_failed_build_in_place_leaves_no_extension_of_an_earlier_one(checkout):
+    earlier = checkout / "medsora_ops" / "_C.earlier.so"
+    earlier.touch()
+    broken = {"CC": "/bin/false", "CXX": "/bin/false", "MEDSORA_REQUIRE_EXT": "0"}
+    notes = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=checkout, **broken)
+    assert "medsora_ops._C was not built" in notes
+    assert not earlier.exists()
 
 
 def test_a_required_extension_that_does_not_build_is_an_error(checkout):
