@@ -98,6 +98,7 @@ class MedSoraPipeline(DiffusionPipeline):
         guidance_scale: above 1 pushes away from the prediction without the label or, where none is given, without the
             first frame: without + scale (with - without), Ho & Salimans 2022. The learned variance is that of "with".
         first_frame: given beginning (1, 8 or 9 frames, H, W, 3), or one frame (H, W, 3); uint8, or float in [0, 1].
+            `medsora.train` shows a model one frame; 8 and 9 are for models that were shown so many.
         batch_size: videos sampled at a time. output_type: "np", "pt" (CPU) or "latent".
         progress: show a bar of steps. on_step: called after each step with the number of videos that took it.
         Raises ValueError for arguments that do not fit the model or each other.
@@ -184,15 +185,11 @@ class MedSoraPipeline(DiffusionPipeline):
         return shape, labels, frames
 
     def enable_vae_tiling(self, tile: int | None = None) -> None:
-        """Encode and decode larger frames in square tiles that overlap by a quarter and are blended: less memory.
+        """Encode and decode larger frames in overlapping tiles: less memory. tile: side in pixels, None for the VAE's.
 
-        tile: side in pixels, rounded down to a multiple of four latents, of which a quarter is a whole one; half the
-        VAE's `sample_height` if None.
+        See `FrequencyCompensatedVAE.enable_tiling`.
         """
-        unit = 4 * self.vae.spatial_compression
-        wanted = self.vae.config.sample_height // 2 if tile is None else tile
-        side = unit * max(1, wanted // unit)
-        self.vae.enable_tiling(side, side, 0.25, 0.25)
+        self.vae.enable_tiling(tile, tile)
 
     def disable_vae_tiling(self) -> None:
         """Decode whole frames again."""

@@ -5,6 +5,7 @@ only, so an image's latent is not the first latent of its clip.
 """
 
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Self
 
 import torch
@@ -21,6 +22,8 @@ from medsora.models.compensation import COMPENSATIONS, attach_compensation
 __all__ = ["ConfigMixin", "FrequencyCompensatedVAE", "ModelMixin"]
 
 CHUNK = 8  # pixel frames encoded together; they become two latent frames
+SMALLEST_TILE = 4  # latents along a side
+TILE_OVERLAP = 0.25
 
 COMPENSATION_SETTINGS = ("compensation", "spectrum_grid", "detail_bands", "folded_frames")
 
@@ -216,14 +219,30 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
         tile_overlap_factor_height: float | None = None,
         tile_overlap_factor_width: float | None = None,
     ) -> None:
-        """Encode and decode larger frames in overlapping tiles, blended at their seams. Sides in pixels."""
-        side = self.config.pixel_unshuffle
-        super().enable_tiling(
-            tile_sample_min_height and tile_sample_min_height // side,
-            tile_sample_min_width and tile_sample_min_width // side,
-            tile_overlap_factor_height,
-            tile_overlap_factor_width,
-        )
+        """Encode and decode larger frames in overlapping tiles, blended at their seams: less memory.
+
+        tile_sample_min_height, tile_sample_min_width: sides of a tile in pixels, half the VAE's `sample_height` and
+            `sample_width` if None; rounded down to whole latents, and four latents at least.
+        tile_overlap_factor_height, tile_overlap_factor_width: the share of a tile that its neighbour covers too, above
+            0 and below 1, a quarter if None; rounded to whole latents, and one latent at least.
+        Raises ValueError for a side below 1 or a share out of its range.
+        """
+        sides, shares = [], []
+        for name, side, half, share in (
+            ("height", tile_sample_min_height, self.config.sample_height // 2, tile_overlap_factor_height),
+            ("width", tile_sample_min_width, self.config.sample_width // 2, tile_overlap_factor_width),
+        ):
+            side, share = half if side is None else side, TILE_OVERLAP if share is None else share
+            if side < 1:
+                raise ValueError(f"tile_sample_min_{name}: got {side}, wants 1 pixel or more")
+            if not 0 < share < 1:
+                raise ValueError(f"tile_overlap_factor_{name}: got {share}, wants a share above 0 and below 1")
+            latents = max(SMALLEST_TILE, side // self.spatial_compression)
+            sides.append(latents * self.spatial_compression // self.config.pixel_unshuffle)
+            # The backbone cuts off what is left of strides and overlaps, of pixels and latents each for itself: unless
+            # the share is a whole number of latents, and exact, its tiles do not meet.
+            shares.append(Fraction(min(max(1, round(share * latents)), latents - 1), latents))
+        super().enable_tiling(*sides, *shares)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Posterior of the latents of x (B, 3, T, H, W) in [-1, 1]: `.latent_dist` with mean, std, sample and mode.

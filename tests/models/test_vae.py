@@ -186,6 +186,75 @@ def test_tiles(side):
     assert tiled.shape == x.shape and tiled.isfinite().all() and not torch.equal(tiled, whole)
 
 
+# sample side, pixel_unshuffle, arguments; then the tile and its overlap in latents
+TILINGS = [
+    (64, 2, (), 4, 1),
+    (64, 1, (), 8, 2),
+    (32, 2, (), 4, 1),
+    (72, 1, (), 9, 2),
+    (64, 2, (50, 50), 6, 2),
+    (64, 2, (100, 100, 0.4, 0.4), 12, 5),
+    (64, 2, (40, 40, 0.01, 0.01), 5, 1),
+    (64, 2, (32, 32, 0.99, 0.99), 4, 3),
+]
+
+
+def let_latents_be_pixels(vae):
+    """Replaces the networks by maps of one latent to equal pixels and back, so that only the tiling shows.
+
+    Returns a list of the (height, width) of what the decoder is given, which grows with each call.
+    """
+    side, seen = vae.config.pixel_unshuffle, []
+    inner, folded = vae.spatial_compression // side, 3 * side**2
+
+    def decode(z, conv_cache=None):
+        seen.append(tuple(z.shape[-2:]))
+        pixels = z[:, :1].repeat_interleave(inner, dim=-2).repeat_interleave(inner, dim=-1)
+        return pixels.repeat(1, folded, 1, 1, 1), None
+
+    def encode(x, conv_cache=None):
+        return x[:, :1, :, ::inner, ::inner].repeat(1, 2 * vae.config.latent_channels, 1, 1, 1), None
+
+    vae.decoder.forward, vae.encoder.forward = decode, encode
+    return seen
+
+
+@pytest.mark.parametrize("sample, side, arguments, tile, overlap", TILINGS)
+@torch.no_grad()
+def test_tiles_meet(sample, side, arguments, tile, overlap):
+    """No row or column is lost, doubled or moved, whatever the sizes round to."""
+    vae = micro(sample_height=sample, sample_width=sample, pixel_unshuffle=side)
+    vae.enable_tiling(*arguments)
+    tiles = let_latents_be_pixels(vae)
+    step, stride = vae.spatial_compression, tile - overlap
+    for height, width in ((17, 14), (tile + 1, 2 * tile)):
+        z = torch.arange(float(height * width)).view(1, 1, 1, height, width).repeat(1, 4, 1, 1, 1)
+        tiles.clear()
+        frames = vae.decode(z).sample
+        assert len(tiles) == -(-height // stride) * -(-width // stride) and max(tiles) == (tile, tile)
+        pixels = z[:, :1].repeat_interleave(step, dim=-2).repeat_interleave(step, dim=-1)
+        torch.testing.assert_close(frames, pixels.repeat(1, 3, 1, 1, 1))
+        torch.testing.assert_close(vae.encode(frames).latent_dist.mean, z)
+
+
+@torch.no_grad()
+def test_default_tiles_of_the_network_itself():
+    vae, x = disturbed(), clip(9, side=80)
+    whole = vae(x).sample
+    vae.enable_tiling()
+    tiled = vae(x).sample
+    assert tiled.shape == x.shape and tiled.isfinite().all() and not torch.equal(tiled, whole)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [((0, None), "tile_sample_min_height: got 0"), ((None, None, None, 1.0), "tile_overlap_factor_width: got 1.0")],
+)
+def test_tiles_that_make_no_sense_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        micro().enable_tiling(*arguments)
+
+
 @torch.no_grad()
 def test_unshuffle_is_undone():
     vae = micro(pixel_unshuffle=2)
