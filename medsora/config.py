@@ -60,7 +60,10 @@ class TrainSettings:
         if self.max_steps is not None and self.max_steps < 1:
             raise UserError(f"max_steps: got {self.max_steps}, wants at least 1")
         self.output = self.output or f"runs/{self.preset}"
-        self.prepare.check()
+        try:
+            self.prepare.check()
+        except UserError as error:
+            raise UserError(f"prepare.{error}") from None
 
     def limit(self, stage: str) -> int:
         """Steps that stage "vae" or "denoiser" trains for: its own, or `max_steps` where that is fewer."""
@@ -117,12 +120,14 @@ def preset_values(name: str) -> dict:
 def _parser(preset: str):
     from jsonargparse import ArgumentParser
 
+    from medsora.help_text import KeepLineBreaks
+
     parser = ArgumentParser(
         usage=USAGE,
         description=DESCRIPTION,
         exit_on_error=False,
         allow_abbrev=False,
-        formatter_class=_help_formatter(),
+        formatter_class=KeepLineBreaks,
     )
     add = parser.add_argument
     add("--config", action="config", help="A YAML file of settings; may be given several times.")
@@ -146,18 +151,6 @@ def _parser(preset: str):
     parser.set_defaults({"output": ""})
     parser.set_defaults(_two_levels(preset_values(preset)))
     return parser
-
-
-def _help_formatter():
-    from jsonargparse import DefaultHelpFormatter
-
-    class KeepExamples(DefaultHelpFormatter):
-        """Leaves the line breaks of the description."""
-
-        def _fill_text(self, text: str, width: int, indent: str) -> str:
-            return "".join(indent + line for line in text.splitlines(keepends=True))
-
-    return KeepExamples
 
 
 def _settings(given) -> TrainSettings:

@@ -23,9 +23,15 @@ HALF_BIN = 1.0 / 255.0
 class DiffusionSettings:
     """The noise schedule and the weight of the variational term.
 
-    num_train_timesteps: number of noise levels. beta_schedule: "linear", or "scaled_linear" (linear in sqrt(beta)).
-    beta_start, beta_end: variances added at the first and last level, in (0, 1).
-    vlb_weight: factor of the variational term, 0 or more.
+    Args:
+        num_train_timesteps: Number of noise levels, 2 or more.
+        beta_schedule: How the variances grow: "linear", or "scaled_linear" (linear in sqrt(beta)).
+        beta_start: Variance added at the first level, in (0, 1).
+        beta_end: Variance added at the last level, in (0, 1), not below beta_start.
+        vlb_weight: Factor of the variational term, 0 or more.
+
+    Raises:
+        ValueError: A setting is unknown or out of its range.
     """
 
     num_train_timesteps: int = 1000

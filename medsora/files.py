@@ -1,10 +1,11 @@
-"""How files come to be: whole or not at all.
+"""How files come to be, whole or not at all, and how weights and hashes are read from them.
 
 Each writer makes a file of a temporary name in the target's own folder, syncs it to disk, renames it into place and
 syncs the folder. A reader, or a run that was killed, sees the old file or the new one and never a part.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
@@ -64,6 +65,34 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping, metadata: Mapping[st
         ready[name] = tensor
     with replacing(path) as temporary:
         save_file(ready, temporary, metadata=dict(metadata) if metadata else None)
+
+
+def load_tensors(path: str | os.PathLike) -> dict:
+    """The tensors of a .safetensors file or, without running any code of theirs, of PyTorch's .pth or .pt; on the CPU.
+
+    Raises ValueError if it cannot be read or holds anything but tensors by name.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file shows in many exception types
+        raise ValueError(f"cannot read {path} as a file of tensors: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ValueError(f"got {path}, wants a file that maps names to tensors")
+    return content
+
+
+def file_sha256(path: str | os.PathLike) -> str | None:
+    """Hash of a file's bytes, 64 hex digits, or None where there is no file that can be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 def temporary_path(path: Path) -> Path:

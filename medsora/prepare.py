@@ -7,6 +7,7 @@ from pathlib import Path
 from medsora.data.manifest import Manifest
 from medsora.data.settings import PrepareSettings
 from medsora.errors import UserError, run_command
+from medsora.saved_model import lacking_tensors, quiet_diffusers
 
 DESCRIPTION = """\
 Prepares recordings for training: finds them, cuts black borders, brings them to square frames, splits them by patient
@@ -66,18 +67,15 @@ def _parse(arguments: list[str] | None):
 
 
 def _parser():
-    from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+    from jsonargparse import ActionYesNo, ArgumentParser
 
     from medsora.alignment import AlignmentSettings
-
-    class Formatter(DefaultHelpFormatter):
-        def _fill_text(self, text, width, indent):  # keeps the description's lines
-            return text
+    from medsora.help_text import KeepLineBreaks
 
     parser = ArgumentParser(
         usage="python -m medsora.prepare SOURCE --output FOLDER [--vae FOLDER] [options]",
         description=DESCRIPTION,
-        formatter_class=Formatter,
+        formatter_class=KeepLineBreaks,
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -93,10 +91,12 @@ def _parser():
 
 
 def _alignment(options):
-    from medsora.alignment import AlignmentSettings
+    from medsora.alignment import AlignmentSettings, load_alignment_weights
 
     try:
-        return AlignmentSettings(**vars(options.alignment))
+        settings = AlignmentSettings(**vars(options.alignment))
+        load_alignment_weights(settings)
+        return settings
     except ValueError as error:
         raise UserError(f"alignment.{error}") from error
 
@@ -121,7 +121,7 @@ def load_vae(path: str):
     """Loads a saved `FrequencyCompensatedVAE` or plain CogVideoX VAE from its folder, by the class its config names.
 
     Raises:
-        UserError: The folder is missing or holds neither.
+        UserError: The folder is missing, holds neither, or its weights are damaged or not whole.
     """
     import json
 
@@ -136,9 +136,14 @@ def load_vae(path: str):
     else:
         raise UserError(f"--vae {path} holds a {kind}; FrequencyCompensatedVAE or AutoencoderKLCogVideoX is wanted")
     try:
-        return VAE.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+        with quiet_diffusers():
+            vae = VAE.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"--vae {path} cannot be loaded: {error}") from error
+    lacking = lacking_tensors(Path(path), vae)
+    if lacking:
+        raise UserError(f"--vae {path} lacks {len(lacking)} weights of its config, such as {lacking[0]}; save it again")
+    return vae
 
 
 def _print_summary(manifest: Manifest, output: Path) -> None:

@@ -194,16 +194,14 @@ def _parse(arguments: list[str]):
 
 
 def _parser():
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+    from jsonargparse import ArgumentParser
 
-    class Formatter(DefaultHelpFormatter):
-        def _fill_text(self, text, width, indent):  # keeps the description's lines
-            return text
+    from medsora.help_text import KeepLineBreaks
 
     parser = ArgumentParser(
         usage="python -m medsora.sample --model RUN [--num-videos N] [--steps K] [--seed S] [options]",
         description=DESCRIPTION,
-        formatter_class=Formatter,
+        formatter_class=KeepLineBreaks,
         exit_on_error=False,
         allow_abbrev=False,
     )

@@ -13,9 +13,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsora.data.manifest import file_sha256
 from medsora.errors import UserError
-from medsora.files import TEMPORARY_PREFIX, write_bytes, write_json
+from medsora.files import TEMPORARY_PREFIX, file_sha256, write_bytes, write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medsora.data.manifest import file_sha256
 from medsora.errors import UserError
+from medsora.files import file_sha256
 
 if TYPE_CHECKING:
+    import torch
+
     from medsora.pipeline import MedSoraPipeline
 
 PARTS = ("denoiser", "vae", "scheduler")
@@ -86,19 +88,24 @@ def quiet_diffusers() -> Iterator[None]:
 
 def check_weights(model: Path, pipeline: MedSoraPipeline) -> None:
     """Raises UserError if the weight files lack tensors of the models: diffusers only warns and leaves them empty."""
-    from safetensors import safe_open
-
     for part in ("denoiser", "vae"):
-        stored: set[str] = set()
-        for path in sorted((model / part).glob("*.safetensors")):
-            with safe_open(path, framework="pt") as file:
-                stored |= set(file.keys())
-        lacking = sorted(getattr(pipeline, part).state_dict().keys() - stored)
+        lacking = lacking_tensors(model / part, getattr(pipeline, part))
         if lacking:
             raise UserError(
                 f"--model: the weights in {model / part} lack {len(lacking)} tensors of its config, such as "
                 f"{lacking[0]}; save the model again"
             )
+
+
+def lacking_tensors(folder: Path, model: torch.nn.Module) -> list[str]:
+    """Names in the state of `model`, sorted, that no safetensors file directly in `folder` holds."""
+    from safetensors import safe_open
+
+    stored: set[str] = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            stored |= set(file.keys())
+    return sorted(model.state_dict().keys() - stored)
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -205,6 +205,8 @@ def test_an_image_has_an_empty_mask_and_no_representation_has_no_target():
         ({"flow": "farneback"}, "flow: got 'farneback'"),
         ({"representation": "clip"}, "representation: got 'clip'"),
         ({"representation": "dino"}, "representation_weights: got none"),
+        ({"flow": "raft"}, "flow_weights: got none"),
+        ({"representation_size": 0}, "representation_size: got 0"),
         ({"weight": -0.1}, "weight: got -0.1"),
         ({"motionless": -1.0}, "motionless: got -1.0"),
     ],

@@ -11,7 +11,12 @@ from medsora.alignment.loss import (
     alignment_pairs,
     released_alignment_loss,
 )
-from medsora.alignment.targets import AlignmentSettings, alignment_targets, latent_flows
+from medsora.alignment.targets import (
+    AlignmentSettings,
+    alignment_targets,
+    latent_flows,
+    load_alignment_weights,
+)
 
 __all__ = [
     "AlignmentProjector",
@@ -21,5 +26,6 @@ __all__ = [
     "alignment_targets",
     "flow_image",
     "latent_flows",
+    "load_alignment_weights",
     "released_alignment_loss",
 ]

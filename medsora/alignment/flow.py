@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from medsora.files import load_tensors
+
 ESTIMATORS = ("dis", "raft")
 RAFT_MULTIPLE = 8
 RAFT_SMALLEST = 128
@@ -58,7 +60,7 @@ def _dis(frames: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _raft(frames: np.ndarray, weights: str | None) -> np.ndarray:
-    model = _raft_model(weights)
+    model = load_raft(weights)
     # torchvision's RAFT takes [-1, 1]. Sides: a multiple of 8, and at least 128 for its four-level pyramid.
     images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
     height, width = frames.shape[1:3]
@@ -72,7 +74,12 @@ def _raft(frames: np.ndarray, weights: str | None) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1)
-def _raft_model(weights: str | None):
+def load_raft(weights: str | None):
+    """torchvision's large RAFT in evaluation mode, on the CPU.
+
+    weights: a file of its state dict, or a name that torchvision knows. Raises ValueError if torchvision or the weights
+    are missing, or they do not fit.
+    """
     try:
         from torchvision.models.optical_flow import Raft_Large_Weights, raft_large
     except (ImportError, RuntimeError, AttributeError) as error:
@@ -82,22 +89,14 @@ def _raft_model(weights: str | None):
     if Path(weights).is_file():
         model = raft_large(weights=None)
         try:
-            model.load_state_dict(_read_tensors(weights), strict=True)
-        except RuntimeError as error:
+            model.load_state_dict(load_tensors(weights), strict=True)
+        except (ValueError, RuntimeError) as error:
             raise ValueError(f"flow_weights: {weights} does not fit RAFT: {error}") from error
         return model.eval()
     if weights not in Raft_Large_Weights.__members__:
         known = ", ".join(Raft_Large_Weights.__members__)
         raise ValueError(f"flow_weights: got {weights!r}, wants a file or one of {known}")
     return raft_large(weights=Raft_Large_Weights[weights]).eval()
-
-
-def _read_tensors(path: str) -> dict[str, torch.Tensor]:
-    if path.endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @functools.cache

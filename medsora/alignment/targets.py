@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medsora.alignment.flow import ESTIMATORS, estimate_flow
+from medsora.alignment.flow import ESTIMATORS, estimate_flow, load_raft
 from medsora.alignment.representation import RADII, STATISTICS, encoder_features, flow_statistics, load_encoder
 
 REPRESENTATIONS = ("flow", "dino", "none")
@@ -19,11 +19,18 @@ REPRESENTATIONS = ("flow", "dino", "none")
 class AlignmentSettings:
     """What hidden tokens are aligned with, and how strongly.
 
-    flow: estimator, "dis" (no weights) or "raft" (torchvision). flow_weights: for "raft", a file or a torchvision name.
-    representation: "flow" (statistics of the flow, no weights), "dino" (an image encoder on its colour picture) or
-    "none" (no alignment). representation_weights: for "dino", a folder or hub name. representation_size: side in pixels
-    of the pictures it sees. weight: factor of the alignment loss. motionless: tokens whose flow is shorter than this
-    many pixels a frame, on average, are left out.
+    Args:
+        flow: Estimator of motion: "dis" (no weights) or "raft" (torchvision).
+        flow_weights: For "raft", a file of its weights or a name that torchvision knows.
+        representation: "flow" (statistics of the flow, no weights), "dino" (an image encoder on the flow's colour
+            picture) or "none" (no alignment).
+        representation_weights: For "dino", a folder or hub name.
+        representation_size: Side in pixels of the pictures that the encoder sees.
+        weight: Factor of the alignment loss, 0 or more.
+        motionless: Tokens whose flow is shorter than this many pixels a frame, on average, are left out.
+
+    Raises:
+        ValueError: A setting is unknown, out of its range, or lacks the weights it wants.
     """
 
     flow: str = "dis"
@@ -41,6 +48,10 @@ class AlignmentSettings:
             raise ValueError(f"representation: got {self.representation!r}, wants one of {', '.join(REPRESENTATIONS)}")
         if self.representation == "dino" and not self.representation_weights:
             raise ValueError("representation_weights: got none, wants the folder or hub name of a DINO encoder")
+        if self.flow == "raft" and self.representation != "none" and not self.flow_weights:
+            raise ValueError("flow_weights: got none, wants a file of RAFT weights or a name that torchvision knows")
+        if self.representation_size < 1:
+            raise ValueError(f"representation_size: got {self.representation_size}, wants 1 pixel or more")
         if self.weight < 0:
             raise ValueError(f"weight: got {self.weight}, wants 0 or more")
         if self.motionless < 0:
@@ -76,6 +87,19 @@ def alignment_targets(
     else:
         target = encoder_features(mean_flows, grid, settings.representation_weights, settings.representation_size)
     return {"target": target, "mask": _moving(mean_flows, grid, settings.motionless)}
+
+
+def load_alignment_weights(settings: AlignmentSettings) -> None:
+    """Loads what `alignment_targets` needs beside the frames, so that weights that do not fit are told before any work.
+
+    Raises ValueError for weights or libraries that are missing or do not fit; does nothing where none are needed.
+    """
+    if settings.representation == "none":
+        return
+    if settings.flow == "raft":
+        load_raft(settings.flow_weights)
+    if settings.representation == "dino":
+        load_encoder(settings.representation_weights)
 
 
 def latent_flows(num_frames: int, latent_frames: int) -> list[tuple[int, int]]:

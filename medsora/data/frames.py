@@ -9,13 +9,13 @@ import torch
 from tqdm import tqdm
 
 from medsora.data.framing import BorderFinder, cut, square_frame
-from medsora.data.manifest import Clip, Manifest, Skipped, digest, file_sha256, frames_path, latents_path
+from medsora.data.manifest import Clip, Manifest, Skipped, digest, frames_path, latents_path
 from medsora.data.patients import assign_splits, join_folders, load_salt, patient_code
 from medsora.data.scan import Source, scan
 from medsora.data.settings import PrepareSettings
 from medsora.data.video import UnreadableVideo
 from medsora.errors import UserError
-from medsora.files import save_tensors
+from medsora.files import file_sha256, save_tensors
 
 SAVE_EVERY = 5.0  # seconds between writes of the list of what is done, from which an interrupted run goes on
 BURNED_IN_NOTE = (

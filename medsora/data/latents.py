@@ -14,10 +14,10 @@ from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
-from medsora.data.manifest import FORMAT, Clip, Manifest, digest, file_sha256, frames_path, latents_path, read_index
+from medsora.data.manifest import FORMAT, Clip, Manifest, digest, frames_path, latents_path, read_index
 from medsora.data.settings import PrepareSettings
 from medsora.errors import UserError
-from medsora.files import save_tensors, write_json
+from medsora.files import file_sha256, save_tensors, write_json
 
 if TYPE_CHECKING:
     from medsora.alignment import AlignmentSettings
@@ -92,6 +92,7 @@ class Plan:
 
     @property
     def entries(self) -> int:
+        """How many windows and images are encoded, flips included."""
         return len(self.starts) * (2 if self.flips else 1) + len(self.images)
 
 

@@ -133,15 +133,6 @@ def latents_path(folder: Path, clip_id: str) -> Path:
     return Path(folder) / "latents" / f"{clip_id}.safetensors"
 
 
-def file_sha256(path: Path) -> str | None:
-    """Hash of a file's bytes, or None where there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
 def digest(*values: object) -> str:
     """A short hash (16 hex digits) of JSON-like values, for names and states."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

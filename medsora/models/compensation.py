@@ -151,6 +151,7 @@ def zero_(convolution: nn.Module) -> nn.Module:
 
 
 def at_least_float32(gain: Tensor) -> Tensor:
+    """Gains are applied in float32, whatever a model is cast to; float64 stays for gradient checks."""
     return gain if gain.dtype == torch.float64 else gain.float()
 
 

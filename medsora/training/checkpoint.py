@@ -7,7 +7,6 @@
 A folder is written under a temporary name, synced and renamed, so a killed run leaves a whole checkpoint or none.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medsora.errors import UserError
-from medsora.files import TEMPORARY_PREFIX, save_tensors, sync_folder, temporary_path, write_json
+from medsora.files import TEMPORARY_PREFIX, file_sha256, save_tensors, sync_folder, temporary_path, write_json
 
 STATE_FILE = "state.json"
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
@@ -73,7 +72,7 @@ class CheckpointFolder:
         for stem, tensors in checkpoint.tensors.items():
             path = temporary / f"{stem}.safetensors"
             save_tensors(path, tensors)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         write_json(temporary / STATE_FILE, {"step": checkpoint.step, "files": files, "state": checkpoint.state})
         sync_folder(temporary)
         if target.exists():  # one of this step that could not be read
@@ -122,7 +121,7 @@ def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:
             raise DamagedCheckpoint(f"{name} is missing")
         if path.stat().st_size != expected["bytes"]:
             raise DamagedCheckpoint(f"{name} has {path.stat().st_size} bytes, wants {expected['bytes']}")
-        if _sha256(path) != expected["sha256"]:
+        if file_sha256(path) != expected["sha256"]:
             raise DamagedCheckpoint(f"{name} has changed since it was written")
         try:
             tensors[path.stem] = load_file(path)
@@ -156,11 +155,6 @@ def require_same_tensors(
 
 def _shortened(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(folder: Path) -> None:

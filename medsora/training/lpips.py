@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from medsora.files import load_tensors
+
 # VGG16: output channels of each convolution by stage; the distance reads the last activation of each stage.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of ImageNet colours in [-1, 1], as LPIPS has them
@@ -95,15 +97,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     tensors = {}
     for file in files:
         try:
-            if file.suffix == ".safetensors":
-                from safetensors.torch import load_file
-
-                content = load_file(file)
-            else:
-                content = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged or foreign file shows in many exception types
-            raise ValueError(f"lpips_weights: cannot read {file} as a file of tensors: {error}") from error
-        if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-            raise ValueError(f"lpips_weights: got {file}, wants a file that maps names to tensors")
-        tensors |= content
+            tensors |= load_tensors(file)
+        except ValueError as error:
+            raise ValueError(f"lpips_weights: {error}") from error
     return tensors

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medsora.errors import UserError
+from medsora.files import write_text
 from medsora.training.draws import Draws
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
 from medsora.training.stopping import StopRequests
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from medsora.config import TrainSettings
+
+CONFIG_NAME = "config.json"  # of a model that diffusers saved
 
 
 def run_training(settings: TrainSettings, stops: StopRequests, say: Callable[[str], None] = print) -> RunFolder:
@@ -60,6 +63,8 @@ class _Run:
         self.say = say if self.main else lambda words: None
         if folder.done("vae") is None and settings.vae.pretrained is None:
             _check_sizes(settings)
+        if folder.done("latents") is None:
+            _check_alignment(settings)
         if self.main:
             folder.claim(settings)
         self.accelerator.wait_for_everyone()
@@ -158,8 +163,8 @@ class _Run:
         clips = LatentClips(self.dataset, "train")
         if settings.vae.pretrained is None:  # a pretrained backbone keeps the factor it was published with
             vae.register_to_config(scaling_factor=clips.statistics["scaling_factor"])
-            with replacing_folder(self.path / "vae") as temporary:
-                vae.save_pretrained(temporary)
+            # One file, so that a kill leaves the old factor or the new one, and never no VAE.
+            write_text(self.path / "vae" / CONFIG_NAME, vae.to_json_string())
         if settings.denoiser.model.get("first_frame_conditioning"):
             from medsora.training.first_frames import first_frame_latents
 
@@ -232,6 +237,15 @@ def _check_sizes(settings: TrainSettings) -> None:
             f"prepare.size: got {side}, whose latents of {latents} x {latents} the denoiser's patches of {patch} do "
             f"not divide, wants a multiple of {vae.spatial_compression * patch}"
         )
+
+
+def _check_alignment(settings: TrainSettings) -> None:
+    from medsora.alignment import load_alignment_weights
+
+    try:
+        load_alignment_weights(settings.alignment)
+    except ValueError as error:
+        raise UserError(f"alignment.{error}") from error
 
 
 def _check_prepared(manifest, settings: TrainSettings) -> None:

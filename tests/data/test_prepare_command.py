@@ -6,7 +6,10 @@ import sys
 import time
 
 import pytest
+import torch
 from made_recordings import moving_frames, write_video
+from micro_model import micro_vae
+from safetensors.torch import load_file, save_file
 
 from medsora.data import LatentClips, Manifest
 from medsora.errors import UserError, run_command
@@ -55,6 +58,7 @@ def test_frames_then_latents(tmp_path, capsys):
         (("builtin:cine", "--sizes", "50"), "sizes"),
         (("builtin:cine", "--vae", "nowhere"), "--vae nowhere is not the folder of a saved video VAE"),
         (("builtin:cine", "--vae", "nowhere", "--alignment.flow", "guess"), "alignment.flow: got 'guess'"),
+        (("builtin:cine", "--vae", "nowhere", "--alignment.flow", "raft"), "alignment.flow_weights: got none"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, capsys, arguments, words):
@@ -94,6 +98,18 @@ def test_vae_of_another_kind(tmp_path, capsys):
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     assert call("builtin:cine", "--output", tmp_path / "out", "--vae", tmp_path) == 2
     assert "holds a UNet2DModel" in capsys.readouterr().err
+
+
+def test_a_vae_that_is_not_whole(tmp_path, capsys):
+    micro_vae().save_pretrained(tmp_path / "vae")
+    weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors, command = load_file(weights), ("builtin:cine", "--output", tmp_path / "out", "--vae", tmp_path / "vae")
+    save_file({name: tensor for name, tensor in tensors.items() if name != "decoder.conv_in.conv.bias"}, weights)
+    assert call(*command) == 2
+    assert "lacks 1 weights of its config, such as decoder.conv_in.conv.bias" in capsys.readouterr().err
+    save_file(tensors | {"decoder.conv_in.conv.bias": torch.zeros(3)}, weights)
+    assert call(*command) == 2
+    assert "cannot be loaded" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_help_and_module(tmp_path):
