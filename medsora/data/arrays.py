@@ -1,5 +1,6 @@
 """NumPy files: npy, and npz with an array named "frames" or just one array of video shape."""
 
+import math
 import zipfile
 from pathlib import Path
 
@@ -22,12 +23,14 @@ def open_array(path: Path, default_fps: float) -> Recording:
     """
     try:
         frames, fps = _load(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, UnreadableVideo):
             raise
         raise UnreadableVideo("it cannot be read as a NumPy file of plain numbers") from error
     if frames.ndim not in (3, 4) or (frames.ndim == 4 and frames.shape[-1] not in (1, 3, 4)) or 0 in frames.shape:
         raise UnreadableVideo(f"its array has shape {tuple(frames.shape)}; (frames, height, width[, 3]) is wanted")
+    if fps is not None and not 0 < fps < math.inf:
+        fps = None
     low, high = _value_range(frames)
     recording = Recording(
         lambda: (as_rgb(f if f.dtype == np.uint8 else to_uint8(f, low, high)) for f in frames), fps or default_fps

@@ -40,7 +40,10 @@ def open_dicom(path: Path, default_fps: float) -> Recording:
         raise UnreadableVideo("it cannot be read as DICOM; it is damaged or of another kind") from error
     if "PixelData" not in dataset:
         raise UnreadableVideo("it is a DICOM file without pixels")
-    fps = _frame_rate(dataset)
+    try:
+        fps = _frame_rate(dataset)
+    except DECODING_ERRORS:  # a tag that holds no number
+        fps = None
     recording = Recording(
         lambda: _decode(dataset), fps or default_fps, str(dataset.get("PatientID") or "").strip() or None
     )

@@ -39,11 +39,13 @@ def open_stills(folder: Path, default_fps: float) -> Recording:
 
 
 def _read(stills: list[Path], recording: Recording) -> Iterator[np.ndarray]:
+    from PIL import Image
+
     shape = None
     for path in stills:
         try:
             frame = _read_still(path)
-        except (OSError, ValueError, SyntaxError) as error:  # what Pillow raises for damaged pictures
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # damaged, or immense
             kind = str(error).split("\n")[0].replace(str(path), path.name)
             recording.warn(f"frame {path.name} cannot be read and is left out ({kind})")
             continue

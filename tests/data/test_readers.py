@@ -234,6 +234,38 @@ def test_arrays(tmp_path, array, wanted):
     assert np.abs(video.frames.astype(int) - wanted).max() <= 1 and video.fps == 7
 
 
+@pytest.mark.parametrize("fps", [0, -5, np.nan, np.inf])
+def test_a_rate_that_is_none_is_not_taken(tmp_path, fps):
+    np.savez(tmp_path / "a.npz", frames=FRAMES, fps=fps)
+    video = read_video(tmp_path / "a.npz", default_fps=12)
+    assert video.fps == 12 and any("no frame rate" in w for w in video.warnings)
+
+
+def test_several_rates_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", frames=FRAMES, fps=[1, 2])
+    with pytest.raises(UnreadableVideo, match="plain numbers"):
+        read_video(tmp_path / "a.npz")
+
+
+def test_a_dicom_whose_frame_time_is_no_number_is_read_at_the_assumed_rate(tmp_path):
+    path = write_dicom(tmp_path / "a.dcm", FRAMES, "RGB", FrameTime="47.25")
+    data = path.read_bytes()
+    assert data.count(b"47.25") == 1
+    path.write_bytes(data.replace(b"47.25", b"maybe"))
+    video = read_video(path, default_fps=12)
+    assert (video.frames == FRAMES).all() and video.fps == 12 and any("no frame rate" in w for w in video.warnings)
+
+
+def test_an_immense_picture_is_left_out(tmp_path, monkeypatch):
+    from PIL import Image
+
+    write_stills(tmp_path / "a", FRAMES)
+    Image.fromarray(np.zeros((300, 300, 3), np.uint8)).save(tmp_path / "a" / "frame0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    video = read_video(tmp_path / "a")
+    assert len(video.frames) == len(FRAMES) - 1 and any("frame0.png cannot be read" in w for w in video.warnings)
+
+
 def test_sixteen_bit_array_fills_the_range(tmp_path):
     np.save(tmp_path / "a.npy", FRAMES[..., 0].astype(np.uint16) * 100)
     frames = read_video(tmp_path / "a.npy").frames
