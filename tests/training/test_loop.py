@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tiny_task import tiny_task, tiny_trainer
 
 from medsora.errors import UserError
 from medsora.training.checkpoint import CheckpointFolder
+from medsora.training.draws import Part
 from medsora.training.loop import TrainingDiverged
 from medsora.training.metrics_log import read_metrics
 from medsora.training.stopping import Interrupted
@@ -63,6 +65,53 @@ def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, accumulation):
         torch.testing.assert_close(p, dict(split.task.module.named_parameters())[name], rtol=1e-5, atol=1e-6)
     first, second = (read_metrics(tmp_path / n)[-1]["loss"] for n in ("whole", "split"))
     assert first == pytest.approx(second, rel=1e-5)
+
+
+def test_steps_are_those_of_adamw_on_clipped_gradients(tmp_path):
+    settings = dict(learning_rate=0.02, warmup_steps=3, betas=(0.8, 0.9), weight_decay=0.1, gradient_clip=0.3)
+    trainer = tiny_trainer(tmp_path / "clipped", **settings)
+    task = tiny_task(8)
+    trained = [p for p in task.module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, betas=(0.8, 0.9), weight_decay=0.1)
+    norms = []
+    for step in range(8):
+        optimizer.param_groups[0]["lr"] = 0.02 * min((step + 1) / 3, 1)
+        optimizer.zero_grad()
+        task.module(task.draw(step, Part()))[0].backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, 0.3)))
+        optimizer.step()
+    assert min(norms) > 0.3 and max(norms) > 1.5 * min(norms)  # each is clipped, by different factors
+    trainer.train(8)
+    for name, p in task.module.named_parameters():
+        torch.testing.assert_close(trainer.task.module.get_parameter(name), p, rtol=1e-5, atol=1e-6)
+    free = tiny_trainer(tmp_path / "free", **settings | {"gradient_clip": 0})
+    free.train(8)
+    assert (free.task.module.net[0].weight - trainer.task.module.net[0].weight).abs().max() > 1e-3
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
+    seen, exact = [], tiny_trainer(tmp_path / "fp32")
+    mixed = tiny_trainer(tmp_path / "bf16", precision="bf16")
+    for trainer in (exact, mixed):
+        trainer.task.module.net[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        trainer.train(3)
+    assert seen == [torch.float32] * 3 + [torch.bfloat16] * 3
+    for name, p in mixed.task.module.named_parameters():
+        assert p.dtype == torch.float32
+        torch.testing.assert_close(p, exact.task.module.get_parameter(name), rtol=0, atol=0.02)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile wants a C++ compiler")
+def test_a_compiled_module_trains_alike_and_resumes_uncompiled(tmp_path):
+    plain, compiled = tiny_trainer(tmp_path / "plain"), tiny_trainer(tmp_path / "compiled", compile=True)
+    assert isinstance(compiled.model, torch._dynamo.eval_frame.OptimizedModule)
+    plain.train(4)
+    compiled.train(4)
+    assert last_tensors(tmp_path / "plain")[1].keys() == last_tensors(tmp_path / "compiled")[1].keys()
+    resumed = tiny_trainer(tmp_path / "compiled")
+    assert resumed.step == 4
+    for name, p in plain.task.module.named_parameters():
+        torch.testing.assert_close(resumed.task.module.get_parameter(name), p, rtol=1e-4, atol=1e-5)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
@@ -131,15 +180,16 @@ def test_several_in_a_row_end_the_run_and_keep_the_checkpoint(tmp_path):
     assert last_tensors(tmp_path)[0] == 10
 
 
-def test_a_stop_request_saves_and_says_where(tmp_path):
+@pytest.mark.parametrize("asked, exit_code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_request_saves_and_says_where(tmp_path, asked, exit_code):
     def ask(step, trainer):
         if step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), asked)
 
     trainer = tiny_trainer(tmp_path, tiny_task(8, after_step=ask))
     with trainer.stops.listening(), pytest.raises(Interrupted) as stopped:
         trainer.train(40)
-    assert stopped.value.exit_code == 143
+    assert stopped.value.exit_code == exit_code
     assert stopped.value.saved.startswith("tiny step 7") or stopped.value.saved.startswith("tiny step 8")
     assert last_tensors(tmp_path)[0] in (7, 8)
 
