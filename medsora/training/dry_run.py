@@ -78,8 +78,6 @@ def _vae_lines(settings: TrainSettings) -> list[str]:
 
 def _denoiser_lines(settings: TrainSettings, labels: int) -> list[str]:
     options, prepare = settings.denoiser, settings.prepare
-    with torch.device("meta"):
-        model = denoiser_stage.build_denoiser(options, 16, labels, settings.seed)
     if settings.vae.pretrained is None:
         vae = vae_stage.build_vae(settings.vae)
         channels, frames, height, width = vae_stage.latent_shape(vae, prepare.num_frames, (prepare.size, prepare.size))

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from medsora.data.manifest import frames_path
+from medsora.data.manifest import digest, frames_path
 from medsora.files import save_tensors
 from medsora.training.vae_stage import to_model_range
 
@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 
 def first_frame_latents(dataset: Path, clips: LatentClips, vae: FrequencyCompensatedVAE) -> torch.Tensor:
-    """Posterior means, float32 (entries, C, h, w), unscaled; cached under `dataset` for these latents.
+    """Posterior means, float32 (entries, C, h, w), unscaled; cached under `dataset` for this VAE and these windows.
 
     An image's latent is not the first latent of its clip, so the windows' own latents cannot serve.
     """
-    path, made_from = Path(dataset) / "first-frames.safetensors", clips.index["vae"]
+    path, places = Path(dataset) / "first-frames.safetensors", [clips.place(i) for i in range(len(clips))]
+    frames = {place["clip"]: clips.index["clips"][place["clip"]]["frames"] for place in places}
+    made_from = digest(clips.index["vae"], frames, places)
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             known = file.metadata() or {}
-        if known.get("vae") == made_from and known.get("entries") == str(len(clips)):
+        if known.get("made_from") == made_from:
             return load_file(path)["mean"]
     with torch.no_grad():
-        means = torch.cat([_encode(vae, _first_frame(dataset, clips.place(i))) for i in range(len(clips))])
-    save_tensors(path, {"mean": means}, {"vae": made_from, "entries": str(len(clips))})
+        means = torch.cat([_encode(vae, _first_frame(dataset, place)) for place in places])
+    save_tensors(path, {"mean": means}, {"made_from": made_from})
     return means
 
 

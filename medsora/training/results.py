@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 GRID_VIDEOS = 4
 GRID_STEPS = 25
+REAL_CLIPS = 64  # at most so many recorded clips make the set that motion distances are measured to
 
 
 def held_out_reconstruction(
@@ -115,16 +115,15 @@ def make_results(
     settings: TrainSettings, folder: RunFolder, dataset: Path, device: torch.device, say: Callable[[str], None]
 ) -> dict:
     """Samples from the saved pipeline, writes media, measures motion distances, draws curves, writes report.html."""
-    from diffusers.utils.logging import disable_progress_bar
-
     from medsora import MedSoraPipeline
     from medsora.data import LatentClips
+    from medsora.saved_model import quiet_diffusers
     from medsora.training import evaluation
     from medsora.training.denoiser_run import untrained_denoiser
     from medsora.training.run_report import write_report
 
-    disable_progress_bar()  # of loading three small files
-    pipeline = MedSoraPipeline.from_pretrained(folder.path).to(device)
+    with quiet_diffusers():
+        pipeline = MedSoraPipeline.from_pretrained(folder.path).to(device)
     measure = settings.evaluation.distance_videos
     count = max(settings.sampling.num_videos, measure)
     steps = settings.sampling.num_inference_steps
@@ -134,7 +133,7 @@ def make_results(
 
     facts: dict = {"videos": settings.sampling.num_videos}
     clips = LatentClips(dataset, "train")
-    real = evaluation.real_windows(dataset, clips, settings.prepare.num_frames, settings.prepare.interval, 64)
+    real = evaluation.real_windows(dataset, clips, settings.prepare.num_frames, settings.prepare.interval, REAL_CLIPS)
     write_real(folder.path / "samples", real[: settings.sampling.num_videos], settings.sampling.fps)
     if measure and len(real) > 1:
         denoiser = untrained_denoiser(settings, pipeline.vae, clips).to(device)
@@ -142,7 +141,6 @@ def make_results(
         facts["distances"] = evaluation.motion_distances(real, videos[:measure], untrained, settings.seed)
         facts["real_clips"] = len(real)
         say("      motion distance to real clips: " + _listed(facts["distances"]))
-    gc.collect()
     write_report(settings, folder, facts)
     return facts
 

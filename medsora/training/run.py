@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medsora.errors import UserError
-from medsora.files import write_text
+from medsora.files import write_json
 from medsora.training.draws import Draws
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
 from medsora.training.stopping import StopRequests
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from medsora.config import TrainSettings
-
-CONFIG_NAME = "config.json"  # of a model that diffusers saved
 
 
 def run_training(settings: TrainSettings, stops: StopRequests, say: Callable[[str], None] = print) -> RunFolder:
@@ -164,7 +163,9 @@ class _Run:
         if settings.vae.pretrained is None:  # a pretrained backbone keeps the factor it was published with
             vae.register_to_config(scaling_factor=clips.statistics["scaling_factor"])
             # One file, so that a kill leaves the old factor or the new one, and never no VAE.
-            write_text(self.path / "vae" / CONFIG_NAME, vae.to_json_string())
+            config = json.loads(vae.to_json_string())
+            config.pop("_name_or_path", None)  # where it was loaded from; the folder may move
+            write_json(self.path / "vae" / "config.json", config)
         if settings.denoiser.model.get("first_frame_conditioning"):
             from medsora.training.first_frames import first_frame_latents
 

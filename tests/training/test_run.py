@@ -125,6 +125,10 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     for words in ("Numbers", "Data", "Settings", "denoiser.learning_rate", "same patient", "Motion distance"):
         assert words.lower() in page.lower(), words
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)  # needs no other file
+    config = json.loads((uninterrupted / "vae" / "config.json").read_text())
+    assert config["scaling_factor"] == pytest.approx(facts["latents"]["scaling_factor"]) != 1.0
+    configs = [uninterrupted / "model_index.json", *uninterrupted.glob("*/config.json")]
+    assert len(configs) == 3 and not [path for path in configs if str(uninterrupted.parent) in path.read_text()]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, capsys):

@@ -17,7 +17,7 @@ from medsora.training.settings import DenoiserSettings, EvaluationSettings, VAES
 from medsora.training.vae_stage import build_vae, latent_shape, to_model_range, to_pixels, vae_task
 
 SMALL_VAE = {"block_out_channels": (8, 8, 8), "norm_num_groups": 4, "sample_height": 32, "sample_width": 32}
-SMALL_DENOISER = {"hidden_size": 64, "depth": 2, "state_size": 8, "head_dim": 32}
+SMALL_DENOISER = {"patch_size": 1, "hidden_size": 64, "depth": 2, "state_size": 8, "head_dim": 32}
 PREPARE = PrepareSettings(size=32, num_frames=8, windows_per_clip=3, images_per_clip=2, val_fraction=0.0)
 
 
@@ -94,6 +94,15 @@ def test_first_frames_lie_at_the_first_place_and_are_sometimes_withheld(clips, d
     denoiser = a_denoiser(first_frame_conditioning=True)
     loss, _ = DenoiserTraining(denoiser, DiffusionObjective())(batch)
     assert torch.isfinite(loss)
+
+
+def test_first_frames_of_other_windows_are_encoded_anew(dataset, vae):
+    given, moved = first_frame_latents(dataset, LatentClips(dataset, "train"), vae), LatentClips(dataset, "train")
+    for record in moved.index["clips"].values():
+        record["starts"] = [start + 1 for start in record["starts"]]
+    others = first_frame_latents(dataset, moved, vae)
+    assert others.shape == given.shape and not any(torch.equal(a, b) for a, b in zip(given, others, strict=True))
+    assert torch.equal(first_frame_latents(dataset, LatentClips(dataset, "train"), vae), given)
 
 
 def test_the_loss_is_the_sum_of_its_weighted_parts(clips):
