@@ -19,6 +19,8 @@ REQUIRED = os.environ.get("MEDSORA_REQUIRE_EXT") == "1"
 class OptionalBuild(build_ext):
     """Builds the extension, and turns a failure into a notice unless MEDSORA_REQUIRE_EXT=1."""
 
+    failed = False
+
     def build_extension(self, ext):
         ext.define_macros.append(("MEDSORA_VERSION", f'"{self.distribution.get_version()}"'))
         if is_gcc(compiler_command(self.compiler)):
@@ -30,9 +32,7 @@ class OptionalBuild(build_ext):
         except Exception as error:
             if REQUIRED:
                 raise
-            if self.inplace or self.editable_mode:  # an extension of an earlier build must not pass for this one
-                for left in glob("medsora_ops/_C.*"):
-                    os.remove(left)
+            self.failed = True
             print(
                 f"\n*** medsora_ops._C was not built: {error}\n"
                 "*** The install goes on, and plain PyTorch serves the operators. For the native ones install a C++17\n"
@@ -40,6 +40,13 @@ class OptionalBuild(build_ext):
                 "*** With MEDSORA_REQUIRE_EXT=1 a failed build is an error.\n",
                 file=sys.stderr,
             )
+
+    def copy_extensions_to_source(self):
+        """The last step of a build in place, which an editable install is too."""
+        if not self.failed:
+            return super().copy_extensions_to_source()
+        for left in glob("medsora_ops/_C.*"):  # an extension of an earlier build must not pass for this one
+            os.remove(left)
 
 
 def compiler_command(compiler):

@@ -133,7 +133,7 @@ def test_a_failed_build_in_place_leaves_no_extension_of_an_earlier_one(checkout)
     earlier = checkout / "medsora_ops" / "_C.earlier.so"
     earlier.touch()
     broken = {"CC": "/bin/false", "CXX": "/bin/false", "MEDSORA_REQUIRE_EXT": "0"}
-    notes = run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=checkout, **broken)
+    notes = run(sys.executable, "setup.py", "build_ext", "--inplace", "--force", cwd=checkout, **broken)
     assert "medsora_ops._C was not built" in notes
     assert not earlier.exists()
 
