@@ -177,6 +177,18 @@ def test_the_reference_serves_every_device_that_torch_knows(operator):
     assert out.device.type == "meta" and out.shape == shape
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("operator", backends.OPERATORS)
+def test_cuda_equals_cpu(operator):
+    tensors, call = calls_of_every_operator()[operator]
+    results = []
+    for device in ("cpu", "cuda"):
+        out = call(*(t.to(device) for t in tensors))
+        results.append([out.cpu(), *torch.autograd.grad(out.square().sum(), tensors)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
 def test_unknown_names_are_errors_at_once():
     with pytest.raises(ValueError, match="backend: got 'gpu', wants one of reference"), use_backend("gpu"):
         pass
