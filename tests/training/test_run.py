@@ -131,6 +131,16 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     assert len(configs) == 3 and not [path for path in configs if str(uninterrupted.parent) in path.read_text()]
 
 
+@pytest.mark.parametrize("stage", ["vae", "denoiser"])
+def test_what_is_saved_is_the_moving_average(uninterrupted, stage):
+    last = max((uninterrupted / "checkpoints" / stage).iterdir())
+    own, average = load_file(last / "model.safetensors"), load_file(last / "ema.safetensors")
+    saved = {f"{stage}.{n}": t for n, t in load_file(uninterrupted / stage / FILES[0].split("/")[1]).items()}
+    trained = saved.keys() & average.keys()
+    assert len(trained) > 20 and all(torch.equal(saved[name], average[name]) for name in trained)
+    assert sum(not torch.equal(saved[name], own[name]) for name in trained) > len(trained) / 2
+
+
 def test_a_finished_run_says_so_and_changes_nothing(uninterrupted, capsys):
     before = {p: p.stat().st_mtime_ns for p in uninterrupted.rglob("*") if p.is_file()}
     assert run(uninterrupted) == 0
