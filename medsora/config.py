@@ -74,15 +74,6 @@ class TrainSettings:
         """All values as nested JSON types."""
         return _plain(asdict(self))
 
-    @classmethod
-    def from_dict(cls, values: dict) -> "TrainSettings":
-        """The inverse of `as_dict`; an unknown name is a UserError."""
-        kinds = {f.name: f.default_factory for f in fields(cls) if isinstance(values.get(f.name), dict)}
-        try:
-            return cls(**{name: kinds[name](**v) if name in kinds else v for name, v in values.items()})
-        except TypeError as error:
-            raise UserError(f"settings: {error}") from None
-
 
 def read_command_line(arguments: list[str]) -> tuple[TrainSettings, bool]:
     """Settings and whether `--dry-run` was given. A bad option is a UserError; `--help` prints and exits."""

@@ -43,9 +43,15 @@ def test_a_file_can_name_the_preset(tmp_path):
     assert (settings.preset, settings.denoiser.preset, settings.vae.pretrained) == ("B", "B", "here")
 
 
-def test_settings_survive_json():
-    settings, _ = read_command_line(["--preset", "S", "--vae.betas", "[0.9, 0.99]"])
-    assert TrainSettings.from_dict(json.loads(json.dumps(settings.as_dict()))).as_dict() == settings.as_dict()
+def test_settings_written_down_are_read_back(tmp_path):
+    """The settings that --dry-run prints serve as a --config."""
+    given = ["--preset", "S", "--denoiser.betas", "[0.8, 0.9]", "--vae.model", '{"pixel_unshuffle": 1}', "--seed", "7"]
+    settings, _ = read_command_line([*given, "--output", "there"])
+    values = settings.as_dict()
+    assert json.loads(json.dumps(values)) == values
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    again, _ = read_command_line(["--config", str(tmp_path / "settings.yaml")])
+    assert again.as_dict() == values
 
 
 BAD = {
