@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "compensation-cpu.json"
 def main() -> None:
     """Trains, prints a row a structure and seed, and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=2, help="seeds 0 to SEEDS - 1 for each structure")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds to train each structure with")
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file of the record")
     parser.add_argument("--steps", type=int, default=None, help="training steps; those of the default run if not given")
     options = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "dataset"
         prepare_frames(settings.data, dataset, settings.prepare, progress=False)
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for compensation in COMPENSATIONS:
                 settings.vae.compensation = compensation
                 row = trained(settings, dataset, Path(folder) / f"{compensation}-{seed}", seed)
