@@ -151,14 +151,17 @@ class TestEachVideoIsItsOwn:
 
     @pytest.mark.parametrize("scheduler", SCHEDULERS)
     @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-    def test_videos_do_not_depend_on_the_batch(self, pipeline, scheduler, guidance_scale):
+    def test_videos_do_not_depend_on_the_batch(self, scheduler, guidance_scale):
+        """With few noise levels, so that untrained predictions are not blown up and frames are not saturated."""
+        pipeline = micro_pipeline(levels=100)
         call = dict(
             num_inference_steps=4, scheduler=scheduler, guidance_scale=guidance_scale, class_labels=2, progress=False
         )
         together = pipeline(num_videos=3, batch_size=3, **call).videos
         for index in range(3):
             alone = pipeline(num_videos=1, first_index=index, **call).videos
-            np.testing.assert_allclose(alone[0], together[index], **CLOSE)
+            np.testing.assert_allclose(alone[0], together[index], rtol=0, atol=3e-5)
+        assert 0.2 < ((together > 0) & (together < 1)).mean()
 
     def test_a_videos_generator_is_a_function_of_both_numbers(self):
         draws = {(s, i): torch.randn(3, generator=video_generator(s, i)).tolist() for s in (0, 1, -1) for i in (0, 1)}
