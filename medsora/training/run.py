@@ -19,6 +19,7 @@ import torch
 from medsora.errors import UserError
 from medsora.files import write_json
 from medsora.training.draws import Draws
+from medsora.training.processes import leave_process_group
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
 from medsora.training.stopping import StopRequests
 
@@ -39,8 +40,11 @@ def run_training(settings: TrainSettings, stops: StopRequests, say: Callable[[st
         say(f"This run is finished (settings, numbers and samples are in {folder.path}).")
         return folder
     run = _Run(settings, folder, stops, say)
-    for number, stage in enumerate(STAGES, 1):
-        run.do(stage, number)
+    try:
+        for number, stage in enumerate(STAGES, 1):
+            run.do(stage, number)
+    finally:
+        leave_process_group(run.accelerator)
     return folder
 
 

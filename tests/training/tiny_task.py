@@ -17,6 +17,7 @@ from torch import nn
 
 from medsora.training.draws import Draws
 from medsora.training.loop import Task, Trainer
+from medsora.training.processes import leave_process_group
 from medsora.training.settings import LoopSettings
 from medsora.training.stopping import StopRequests
 
@@ -81,6 +82,7 @@ def main() -> None:
     task = tiny_task(settings.get("batch_size", 8), after_step=after_step, poisoned=(3,))
     trainer = tiny_trainer(run, task, **settings)
     trainer.train(limit)
+    leave_process_group(trainer.accelerator)
 
 
 if __name__ == "__main__":
