@@ -75,7 +75,7 @@ setup(
             "medsora_ops._C",
             sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
             depends=["setup.py", *sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.inc", recursive=True))],
-            extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"],
             cxx_std=17,
             optional=not REQUIRED,
         )
