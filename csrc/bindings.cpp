@@ -15,6 +15,7 @@
 
 #include "common/path.h"
 #include "cpu/isa.h"
+#include "cpu/measure.h"
 #include "cpu/reorder.h"
 #include "cpu/threads.h"
 
@@ -66,6 +67,13 @@ void merge(Address y, Address x, Address offsets, std::int64_t sequences, std::i
                    reinterpret_cast<char*>(x), path, videos, channels, element, isa, threads);
 }
 
+template <double (*measured)(double, medsora::Isa, int)>
+double limit(double seconds, int threads) {
+    const medsora::Isa isa = medsora::isa_in_use();  // reads the environment, so before others may run
+    py::gil_scoped_release release;
+    return measured(seconds, isa, threads);
+}
+
 std::vector<std::string> names_of(const std::vector<medsora::Isa>& isas) {
     std::vector<std::string> names;
     for (medsora::Isa isa : isas) names.emplace_back(medsora::name_of(isa));
@@ -99,6 +107,13 @@ PYBIND11_MODULE(_C, module) {
                "The instruction set of this call: the best one, or what MEDSORA_ISA names (ValueError if not there).");
     module.def("threads_seen", &medsora::threads_seen, py::arg("wanted"), py::call_guard<py::gil_scoped_release>(),
                "How many threads a parallel region asking for `wanted` really gets.");
+
+    module.def("measure_fma", &limit<medsora::measure_fma>, py::arg("seconds"), py::arg("threads"),
+               "The most float32 operations a second, a multiply-add counting as two.");
+    module.def("measure_exp", &limit<medsora::measure_exp>, py::arg("seconds"), py::arg("threads"),
+               "The most float32 exponentials a second, by vectorised polynomials on cached operands.");
+    module.def("measure_copy", &limit<medsora::measure_copy>, py::arg("seconds"), py::arg("threads"),
+               "The most bytes a second that a copy beyond the caches reads and writes together.");
 
     module.def("gather", &gather, py::arg("x"), py::arg("y"), py::arg("offsets"), py::kw_only(), py::arg("sequences"),
                py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("row_bytes"), py::arg("x_strides"),
