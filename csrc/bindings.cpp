@@ -51,9 +51,10 @@ medsora::Element element_named(std::string_view dtype) {
 void gather(Address x, Address y, Address offsets, std::int64_t sequences, std::int64_t length, std::int64_t stride,
             std::int64_t videos, std::int64_t row_bytes, const Strides2& x_strides, int threads) {
     const medsora::Path path = checked_path(offsets, sequences, length, stride);
+    const medsora::Isa isa = medsora::isa_in_use();  // reads the environment, so before others may run
     py::gil_scoped_release release;
     medsora::gather(reinterpret_cast<const char*>(x), {x_strides[0], x_strides[1]}, reinterpret_cast<char*>(y), path,
-                    videos, row_bytes, threads);
+                    videos, row_bytes, isa, threads);
 }
 
 void merge(Address y, Address x, Address offsets, std::int64_t sequences, std::int64_t length, std::int64_t stride,
@@ -61,7 +62,7 @@ void merge(Address y, Address x, Address offsets, std::int64_t sequences, std::i
            int threads) {
     const medsora::Path path = checked_path(offsets, sequences, length, stride);
     const medsora::Element element = element_named(dtype);
-    const medsora::Isa isa = medsora::isa_in_use();  // reads the environment, so before others may run
+    const medsora::Isa isa = medsora::isa_in_use();
     py::gil_scoped_release release;
     medsora::merge(reinterpret_cast<const char*>(y), {y_strides[0], y_strides[1], y_strides[2], y_strides[3]},
                    reinterpret_cast<char*>(x), path, videos, channels, element, isa, threads);
