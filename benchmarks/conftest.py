@@ -1,25 +1,122 @@
-"""What every benchmark shares: one seed, and a check of the result before its time is taken."""
+"""How the harness stands in pytest-benchmark: each variant of a case is a benchmark, its group the case.
+
+The first variant of a case to have its turn times all selected variants of that case, interleaved. Each test then plays
+its recorded times back to pytest-benchmark through a clock that moves by what was recorded, so that saving, comparing,
+sorting and -k work as they do anywhere. With --benchmark-disable variants are checked and not timed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import record
+from benchmarks.case import Unavailable
+from benchmarks.environment import load_average
+from benchmarks.interleaved import Schedule
+from benchmarks.limits import Limits, floor_of, higher, measure_limits
+from benchmarks.measure import measured
+from benchmarks.playback import PLAYBACK
 
-@pytest.fixture(autouse=True)
-def fixed_seed():
-    torch.manual_seed(0)
+CACHE_SWEEP = 1 << 26  # float32, more than any cache holds
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("medsora benchmarks")
+    group.addoption("--record", metavar="NAME", help="write the run to benchmarks/results/NAME.json, or to a path")
+    group.addoption("--compiled", action="store_true", help="time torch.compile as well (about 10 s more a case)")
+    group.addoption("--full", action="store_true", help="all cases, also those left out of a default run")
+    group.addoption("--budget", type=float, default=0.7, metavar="SECONDS", help="to time each variant (default: 0.7)")
+    group.addoption("--cold", action="store_true", help="empty the caches before each call that is timed")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "compiled: compiles when first called; runs with --compiled")
+    config.addinivalue_line("markers", "full: left out of a default run; runs with --full")
+    config.pluginmanager.register(Run(config), "medsora-benchmarks")
+
+
+class Run:
+    """One session: which variants it times, what came out, and the limits they are held against."""
+
+    def __init__(self, config):
+        self.config = config
+        self.selected: dict[str, list[str]] = defaultdict(list)
+        self.cases, self.outcomes = {}, {}
+        self.limits: Limits | None = None
+        self.load_before = load_average()
+        self.finished: dict | None = None
+
+    def pytest_collection_modifyitems(self, config, items):
+        unwanted = [name for name in ("compiled", "full") if not config.getoption(name)]
+        dropped = [item for item in items if any(map(item.get_closest_marker, unwanted))]
+        if dropped:
+            config.hook.pytest_deselected(items=dropped)
+            items[:] = [item for item in items if item not in set(dropped)]
+
+    def pytest_collection_finish(self, session):
+        for item in session.items:
+            case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+            if case:
+                self.selected[case].append(item.callspec.params["variant"])
+
+    def outcome(self, case, variant: str, timed: bool):
+        """That of one variant; the first one asked for measures all that were selected of its case."""
+        if case.slug not in self.outcomes:
+            if timed and self.limits is None:
+                self.limits = measure_limits()
+            schedule = Schedule(budget=self.config.getoption("budget")) if timed else None
+            before_each = torch.zeros(CACHE_SWEEP).add_ if self.config.getoption("cold") else None
+            sweep = before_each and (lambda: before_each(1.0))
+            self.outcomes[case.slug] = measured(case, self.selected[case.slug], schedule, sweep)
+            self.cases[case.slug] = case
+        return self.outcomes[case.slug][variant]
+
+    def finish(self) -> dict | None:
+        """The record of the run; limits are measured once more, and the higher ones count."""
+        if self.finished is None and self.limits is not None:
+            self.limits = higher(self.limits, measure_limits())
+            rows = [record.case_record(self.cases[slug], found, self.limits) for slug, found in self.outcomes.items()]
+            self.finished = record.run_record(rows, self.limits, self.load_before)
+            self.finished["caches"] = "cold" if self.config.getoption("cold") else "warm"
+        return self.finished
+
+    def pytest_benchmark_update_json(self, output_json):
+        """Floors beside the times in pytest-benchmark's own files."""
+        if self.finish() is None:
+            return
+        for row in output_json["benchmarks"]:
+            case = self.cases.get((row["params"] or {}).get("case"))
+            if case is not None:
+                row["extra_info"]["floor"] = floor_of(case.work, self.limits).as_dict()
+
+    def pytest_terminal_summary(self, terminalreporter):
+        finished = self.finish()
+        if finished is None:
+            return
+        terminalreporter.section("multiples of the floor")
+        terminalreporter.write_line("\n".join(record.table(finished)))
+        if name := self.config.getoption("record"):
+            path = Path(name) if Path(name).suffix == ".json" else record.RESULTS / f"{name}.json"
+            record.write(finished, path)
+            terminalreporter.write_line(f"\nrecorded in {path}")
 
 
 @pytest.fixture
-def checked(benchmark):
-    """Time `variant()` after comparing what it returns with `expected` (relative RMS error at most `tolerance`)."""
+def measure(request, benchmark):
+    """measure(case, variant): check and time a variant; the test fails if it is wrong and is skipped if it cannot."""
+    run = request.config.pluginmanager.getplugin("medsora-benchmarks")
 
-    def run(variant, expected, tolerance=1e-4):
-        got, want = torch.as_tensor(variant()).double(), torch.as_tensor(expected).double()
-        error = float((got - want).square().mean().sqrt() / want.square().mean().sqrt().clamp_min(1e-30))
-        assert error <= tolerance, (
-            f"relative RMS error {error:.2e} against the reference, wants at most {tolerance:.0e}"
-        )
-        benchmark.pedantic(variant, rounds=15, warmup_rounds=3)
-        benchmark.extra_info.update(relative_rms_error=error, threads=torch.get_num_threads(), torch=torch.__version__)
+    def one(case, variant: str) -> None:
+        outcome = run.outcome(case, variant, timed=benchmark.enabled)
+        if isinstance(outcome.failure, Unavailable):
+            pytest.skip(str(outcome.failure))
+        if outcome.failure is not None:
+            raise outcome.failure
+        benchmark.extra_info.update(errors=outcome.errors, threads=torch.get_num_threads())
+        PLAYBACK.into(benchmark, outcome.times)
 
-    return run
+    return one
