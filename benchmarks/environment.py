@@ -34,11 +34,7 @@ def environment() -> dict[str, object]:
         "medsora": __version__,
         "compiler": built.get("compiler", native.unavailable()),
         "isa": built.get("isa", torch.backends.cpu.get_cpu_capability().lower()),
-        "variables": {
-            name: value
-            for name, value in os.environ.items()
-            if re.match(r"MEDSORA_|OMP_|MKL_|KMP_|TORCHINDUCTOR_", name)
-        },
+        "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
     }
 
 

@@ -65,8 +65,8 @@ def scan_operations(length: int, *, width: int, state: int, groups: int) -> int:
     """Operations of the matrix products of one sequence and direction, in its cheapest form.
 
     A chunk of q tokens takes q (q + 1) / 2 pairs, causal skipping supposed, of 2 (E + GN) operations: its scores,
-    shared by the heads of a group, and their product with x. Every chunk but the last adds to the state and every one but the
-    first reads it: 2 N E a token each. One chunk is the quadratic form; the chunk length is the best of all.
+    shared by the heads of a group, and their product with x. Every chunk but the last adds to the state and every one
+    but the first reads it: 2 N E a token each. One chunk is the quadratic form; the chunk length is the best of all.
     """
 
     def chunked(chunk: int) -> int:
