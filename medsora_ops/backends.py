@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -73,6 +74,7 @@ def register(
     _table[operator, backend] = Implementation(
         operator, backend, forward, backward, devices, priority, unavailable, supports
     )
+    _ranked.cache_clear()
 
 
 def requested() -> str:
@@ -137,10 +139,11 @@ def _check_backend(name: str) -> None:
         raise ValueError(f"backend: got {name!r}, wants one of {', '.join(BACKENDS)}")
 
 
-def _ranked(operator: str, device: str) -> list[Implementation]:
+@functools.cache  # asked at every call of an operator, and the table hardly ever changes
+def _ranked(operator: str, device: str) -> tuple[Implementation, ...]:
     """Those that run on the device type, be they available or not, the highest priority first."""
     suited = (i for (name, _), i in _table.items() if name == operator and i.runs_on(device))
-    return sorted(suited, key=lambda i: i.priority, reverse=True)
+    return tuple(sorted(suited, key=lambda i: i.priority, reverse=True))
 
 
 def _refusal(chosen, operator, backend, device, *args, **kwargs) -> str | None:

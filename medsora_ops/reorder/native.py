@@ -23,6 +23,7 @@ def gather(x: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
     videos, tokens, channels = x.shape
     length, sequences = _walk(offsets, tokens)
     x = _with_whole_rows(x)
+    size, (video, token, _) = x.element_size(), x.stride()
     y = x.new_empty(videos, 2, sequences, length, channels)
     native.extension().gather(
         x.data_ptr(),
@@ -32,8 +33,8 @@ def gather(x: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
         length=length,
         stride=stride,
         videos=videos,
-        row_bytes=channels * x.element_size(),
-        x_strides=tuple(step * x.element_size() for step in x.stride()[:-1]),
+        row_bytes=channels * size,
+        x_strides=(video * size, token * size),
         threads=native.threads(),
     )
     return y
@@ -48,6 +49,7 @@ def merge(y: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
     videos, _, sequences, length, channels = y.shape
     _walk(offsets, sequences * length)
     y = _with_whole_rows(y)
+    size, (video, direction, sequence, step, _) = y.element_size(), y.stride()
     x = y.new_empty(videos, sequences * length, channels)
     native.extension().merge(
         y.data_ptr(),
@@ -58,7 +60,7 @@ def merge(y: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
         stride=stride,
         videos=videos,
         channels=channels,
-        y_strides=tuple(step * y.element_size() for step in y.stride()[:-1]),
+        y_strides=(video * size, direction * size, sequence * size, step * size),
         dtype=_DTYPES[y.dtype],
         threads=native.threads(),
     )
