@@ -19,6 +19,7 @@ from benchmarks.environment import load_average
 from benchmarks.interleaved import Schedule
 from benchmarks.limits import Limits, floor_of, higher, measure_limits
 from benchmarks.measure import measured
+from benchmarks.memory import keep_freed_memory
 from benchmarks.playback import PLAYBACK
 
 CACHE_SWEEP = 1 << 26  # float32, more than any cache holds
@@ -30,6 +31,7 @@ def pytest_addoption(parser):
     group.addoption("--compiled", action="store_true", help="time torch.compile as well (about 10 s more a case)")
     group.addoption("--full", action="store_true", help="all cases, also those left out of a default run")
     group.addoption("--budget", type=float, default=0.7, metavar="SECONDS", help="to time each variant (default: 0.7)")
+    group.addoption("--fresh-pages", action="store_true", help="let the allocator return freed memory to the system")
     group.addoption("--cold", action="store_true", help="empty the caches before each call that is timed")
 
 
@@ -49,6 +51,7 @@ class Run:
         self.limits: Limits | None = None
         self.load_before = load_average()
         self.finished: dict | None = None
+        self.pages = "fresh" if config.getoption("fresh_pages") or not keep_freed_memory() else "kept"
 
     def pytest_collection_modifyitems(self, config, items):
         unwanted = [name for name in ("compiled", "full") if not config.getoption(name)]
@@ -81,6 +84,7 @@ class Run:
             self.limits = higher(self.limits, measure_limits())
             rows = [record.case_record(self.cases[slug], found, self.limits) for slug, found in self.outcomes.items()]
             self.finished = record.run_record(rows, self.limits, self.load_before)
+            self.finished["pages"] = self.pages
             self.finished["caches"] = "cold" if self.config.getoption("cold") else "warm"
         return self.finished
 

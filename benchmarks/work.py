@@ -79,6 +79,33 @@ def scan_operations(length: int, *, width: int, state: int, groups: int) -> int:
     return min(chunked(chunk) for chunk in range(1, length + 1))
 
 
+def ssd_scan_work(
+    sequences: int,
+    length: int,
+    *,
+    heads: int,
+    head_dim: int,
+    state: int,
+    groups: int = 1,
+    element_size: int = 4,
+    backward: bool = False,
+) -> Work:
+    """Bytes: x, dt, B and C read, y written; backward reads them and dy, writes their gradients.
+
+    Operations and exponentials as for `path_scan`, without convolution, softplus, gate and norm: `scan_operations` and
+    one decay a token and head.
+    """
+    width = heads * head_dim
+    read = width + heads + 2 * groups * state
+    return Work(
+        bytes=sequences * length * element_size * (read + width + (read + width + read if backward else 0)),
+        operations=sequences
+        * scan_operations(length, width=width, state=state, groups=groups)
+        * (4 if backward else 1),
+        exponentials=sequences * length * heads * (2 if backward else 1),
+    )
+
+
 def reorder_work(tokens: int, channels: int, *, element_size: int = 4, backward: bool = False) -> Work:
     """`gather` reads each row once and writes it twice, `merge` reads two and writes one; each is the other's gradient.
 
