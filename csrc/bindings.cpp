@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "common/path.h"
+#include "cpu/fresh_memory.h"
 #include "cpu/isa.h"
 #include "cpu/measure.h"
 #include "cpu/reorder.h"
@@ -115,6 +116,10 @@ PYBIND11_MODULE(_C, module) {
                "The most float32 exponentials a second, by vectorised polynomials on cached operands.");
     module.def("measure_copy", &limit<medsora::measure_copy>, py::arg("seconds"), py::arg("threads"),
                "The most bytes a second that a copy beyond the caches reads and writes together.");
+
+    module.def("back_by_huge_pages", [](Address start, std::int64_t bytes) {
+        medsora::back_by_huge_pages(reinterpret_cast<void*>(start), bytes);
+    }, py::arg("start"), py::arg("bytes"), "Advice for fresh memory; see csrc/cpu/fresh_memory.h.");
 
     module.def("gather", &gather, py::arg("x"), py::arg("y"), py::arg("offsets"), py::kw_only(), py::arg("sequences"),
                py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("row_bytes"), py::arg("x_strides"),

@@ -15,6 +15,7 @@ import torch
 
 from medsora_ops.version import __version__
 
+_ALWAYS_FRESH = 32 << 20
 _forked = False
 
 
@@ -57,6 +58,17 @@ def extension() -> ModuleType:
 def threads() -> int:
     """Threads for one native call made now: torch's setting for this thread, or 1 in a forked child."""
     return 1 if _forked else torch.get_num_threads()
+
+
+def new_empty(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """`like.new_empty(shape)`, backed by huge pages where memory of that size is always fresh.
+
+    From 32 MiB on, glibc asks the system for every block anew and gives it back at once.
+    """
+    made = like.new_empty(shape)
+    if made.nbytes >= _ALWAYS_FRESH:
+        extension().back_by_huge_pages(made.data_ptr(), made.nbytes)
+    return made
 
 
 def build_info() -> dict[str, object]:

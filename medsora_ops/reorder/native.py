@@ -24,7 +24,7 @@ def gather(x: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
     length, sequences = _walk(offsets, tokens)
     x = _with_whole_rows(x)
     size, (video, token, _) = x.element_size(), x.stride()
-    y = x.new_empty(videos, 2, sequences, length, channels)
+    y = native.new_empty(x, videos, 2, sequences, length, channels)
     native.extension().gather(
         x.data_ptr(),
         y.data_ptr(),
@@ -50,7 +50,7 @@ def merge(y: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
     _walk(offsets, sequences * length)
     y = _with_whole_rows(y)
     size, (video, direction, sequence, step, _) = y.element_size(), y.stride()
-    x = y.new_empty(videos, sequences * length, channels)
+    x = native.new_empty(y, videos, sequences * length, channels)
     native.extension().merge(
         y.data_ptr(),
         x.data_ptr(),

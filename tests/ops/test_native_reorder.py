@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -88,6 +89,65 @@ def test_the_thread_count_changes_no_bit(threads):
         assert torch.equal(native_reorder.merge(y, *walk(path)), reference.merge(y, *walk(path)))
     finally:
         torch.set_num_threads(before)
+
+
+BEYOND_CACHE = (
+    ((8, 16, 16), 3, 512, torch.float32),  # rows made of whole cache lines
+    ((1, 2, 2), 600, 512, torch.float32),  # shorter sequences than reads are asked for ahead
+    ((8, 16, 16), 5, 130, torch.float32),  # not made of lines
+    ((64, 4, 4), 40, 33, torch.float32),
+    ((2, 3, 700), 45, 16, torch.bfloat16),
+    ((2, 3, 700), 90, 9, torch.float32),
+    ((4, 8, 8), 4, 2100, torch.float64),  # a row longer than what is staged
+    ((3, 5, 7), 7, 7001, torch.float16),
+)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("case", sampled([(size, kind) for size in BEYOND_CACHE for kind in KINDS], 12), ids=str)
+def test_what_the_caches_cannot_keep_is_the_same_bit_for_bit(case, isa, monkeypatch):
+    """From 12 MiB read and written on, results are streamed past the caches."""
+    monkeypatch.setenv("MEDSORA_ISA", isa)
+    (grid, videos, channels, dtype), kind = case
+    path = spiral_path(kind, grid)
+    x = random(videos, path.sequences * path.length, channels, dtype=torch.float32).to(dtype)
+    assert 3 * x.nbytes > 12 << 20
+    y = native_reorder.gather(x, *walk(path))
+    assert torch.equal(y, reference.gather(x, *walk(path)))
+    shifted = torch.cat((y[:, :1] * 3, y[:, 1:]), dim=1)
+    assert torch.equal(native_reorder.merge(shifted, *walk(path)), reference.merge(shifted, *walk(path)))
+
+
+def test_the_thread_count_changes_no_bit_of_what_is_streamed():
+    path, before = spiral_path("fh", (5, 7, 9)), torch.get_num_threads()
+    x = random(13, 315, 300)
+    y = torch.cat((reference.gather(x, *walk(path)), reference.gather(x, *walk(path)) / 3), dim=0)
+    try:
+        for threads in (2, 3, 7):
+            torch.set_num_threads(threads)
+            assert torch.equal(native_reorder.gather(x, *walk(path)), reference.gather(x, *walk(path)))
+            assert torch.equal(native_reorder.merge(y, *walk(path)), reference.merge(y, *walk(path)))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps"), reason="reads /proc")
+def test_memory_that_is_always_fresh_is_asked_for_in_huge_pages():
+    """4 KiB at a time, the system hands it over ten times more slowly than it is written."""
+    if not os.path.exists("/sys/kernel/mm/transparent_hugepage"):
+        pytest.skip("this system has no transparent huge pages")
+    made = native.new_empty(torch.empty(0), 3, 8 << 20)
+    assert made.shape == (3, 8 << 20) and made.dtype == torch.float32
+    middle, inside = made.data_ptr() + made.nbytes // 2, False
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if re.match("[0-9a-f]+-[0-9a-f]+ ", line):
+                first, last = (int(end, 16) for end in line.split()[0].split("-"))
+                inside = first <= middle < last
+            elif inside and line.startswith("VmFlags:"):
+                assert "hg" in line.split()
+                return
+    raise AssertionError("the tensor lies in no mapping")
 
 
 def test_strided_input_is_read_in_place():
