@@ -17,6 +17,7 @@
 #include "cpu/fresh_memory.h"
 #include "cpu/isa.h"
 #include "cpu/measure.h"
+#include "cpu/path_scan.h"
 #include "cpu/reorder.h"
 #include "cpu/threads.h"
 
@@ -76,6 +77,71 @@ double limit(double seconds, int threads) {
     return measured(seconds, isa, threads);
 }
 
+using RowStrides = std::array<std::int64_t, 2>;  // elements: between videos, between tokens
+
+std::vector<medsora::Path> checked_paths(const std::vector<Address>& offsets, const std::vector<std::int64_t>& lengths,
+                                         const std::vector<std::int64_t>& strides, std::int64_t tokens) {
+    std::vector<medsora::Path> paths;
+    for (std::size_t i = 0; i < offsets.size(); ++i) {
+        const std::int64_t length = lengths.at(i);
+        if (length < 1 || tokens % length) throw std::invalid_argument("offsets: their number must divide the tokens");
+        paths.push_back(checked_path(offsets[i], tokens / length, length, strides.at(i)));
+    }
+    return paths;
+}
+
+std::vector<medsora::TokenRows> rows_at(const std::vector<Address>& data, const std::vector<RowStrides>& strides) {
+    std::vector<medsora::TokenRows> rows;
+    for (std::size_t i = 0; i < data.size(); ++i) {
+        rows.push_back({reinterpret_cast<void*>(data[i]), strides.at(i)[0], strides.at(i)[1]});
+    }
+    return rows;
+}
+
+medsora::PathScanParameters parameters_at(const std::array<Address, 6>& data) {
+    const auto at = [&](int i) { return reinterpret_cast<float*>(data[i]); };
+    return {at(0), at(1), at(2), at(3), at(4), at(5)};
+}
+
+medsora::PathScanSizes path_scan_sizes(std::int64_t videos, const std::array<int, 5>& sizes, bool bidirectional,
+                                       float eps, int norm_group_size, std::string_view dtype) {
+    return {videos, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], bidirectional, eps, norm_group_size,
+            element_named(dtype)};
+}
+
+void path_scan(const std::array<Address, 6>& parameters, Address rows, const RowStrides& row_strides,
+               const std::vector<Address>& outs, const std::vector<RowStrides>& out_strides,
+               const std::vector<Address>& offsets, const std::vector<std::int64_t>& lengths,
+               const std::vector<std::int64_t>& strides, std::int64_t videos, std::int64_t tokens,
+               const std::array<int, 5>& sizes, bool bidirectional, float eps, int norm_group_size,
+               std::string_view dtype, int threads) {
+    const auto paths = checked_paths(offsets, lengths, strides, tokens);
+    const auto call = path_scan_sizes(videos, sizes, bidirectional, eps, norm_group_size, dtype);
+    const medsora::Isa isa = medsora::isa_in_use();
+    const auto out = rows_at(outs, out_strides);
+    const medsora::TokenRows in{reinterpret_cast<void*>(rows), row_strides[0], row_strides[1]};
+    py::gil_scoped_release release;
+    medsora::path_scan(call, parameters_at(parameters), in, paths, out, isa, threads);
+}
+
+void path_scan_backward(const std::array<Address, 6>& parameters, Address rows, const RowStrides& row_strides,
+                        const std::vector<Address>& grads, const std::vector<RowStrides>& grad_strides,
+                        Address grad_rows, const RowStrides& grad_row_strides, Address grad_parameters,
+                        const std::vector<Address>& offsets, const std::vector<std::int64_t>& lengths,
+                        const std::vector<std::int64_t>& strides, std::int64_t videos, std::int64_t tokens,
+                        const std::array<int, 5>& sizes, bool bidirectional, float eps, int norm_group_size,
+                        std::string_view dtype, int threads) {
+    const auto paths = checked_paths(offsets, lengths, strides, tokens);
+    const auto call = path_scan_sizes(videos, sizes, bidirectional, eps, norm_group_size, dtype);
+    const medsora::Isa isa = medsora::isa_in_use();
+    const auto grad = rows_at(grads, grad_strides);
+    const medsora::TokenRows in{reinterpret_cast<void*>(rows), row_strides[0], row_strides[1]};
+    const medsora::TokenRows to{reinterpret_cast<void*>(grad_rows), grad_row_strides[0], grad_row_strides[1]};
+    py::gil_scoped_release release;
+    medsora::path_scan_backward(call, parameters_at(parameters), in, paths, grad, to,
+                                reinterpret_cast<float*>(grad_parameters), isa, threads);
+}
+
 std::vector<std::string> names_of(const std::vector<medsora::Isa>& isas) {
     std::vector<std::string> names;
     for (medsora::Isa isa : isas) names.emplace_back(medsora::name_of(isa));
@@ -127,4 +193,16 @@ PYBIND11_MODULE(_C, module) {
     module.def("merge", &merge, py::arg("y"), py::arg("x"), py::arg("offsets"), py::kw_only(), py::arg("sequences"),
                py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("channels"), py::arg("y_strides"),
                py::arg("dtype"), py::arg("threads"), "Both directions of y added into x; see csrc/cpu/reorder.h.");
+
+    module.def("path_scan", &path_scan, py::arg("parameters"), py::arg("rows"), py::arg("row_strides"),
+               py::arg("outs"), py::arg("out_strides"), py::arg("offsets"), py::kw_only(), py::arg("lengths"),
+               py::arg("strides"), py::arg("videos"), py::arg("tokens"), py::arg("sizes"), py::arg("bidirectional"),
+               py::arg("eps"), py::arg("norm_group_size"), py::arg("dtype"), py::arg("threads"),
+               "One output a path; see csrc/cpu/path_scan.h.");
+    module.def("path_scan_backward", &path_scan_backward, py::arg("parameters"), py::arg("rows"),
+               py::arg("row_strides"), py::arg("grads"), py::arg("grad_strides"), py::arg("grad_rows"),
+               py::arg("grad_row_strides"), py::arg("grad_parameters"), py::arg("offsets"), py::kw_only(),
+               py::arg("lengths"), py::arg("strides"), py::arg("videos"), py::arg("tokens"), py::arg("sizes"),
+               py::arg("bidirectional"), py::arg("eps"), py::arg("norm_group_size"), py::arg("dtype"),
+               py::arg("threads"), "Gradients of rows and parameters; see csrc/cpu/path_scan.h.");
 }

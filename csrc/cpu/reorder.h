@@ -4,11 +4,10 @@
 #include <cstdint>
 
 #include "../common/path.h"
+#include "element.h"
 #include "isa.h"
 
 namespace medsora {
-
-enum class Element { float32, float64, bfloat16, float16 };
 
 // Distances in bytes between neighbours of each axis; channels of one token are contiguous.
 struct GridStrides {

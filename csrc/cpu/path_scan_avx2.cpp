@@ -1,0 +1,22 @@
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "path_scan_kernels.h"
+
+#if MEDSORA_X86_VARIANTS
+// After every shared header: nothing another file also compiles may be compiled for this instruction set.
+#pragma GCC target("avx2,fma,bmi2")
+#define MEDSORA_LANES 8
+#define MEDSORA_PATH_SCAN_KERNELS path_scan_kernels_avx2
+#include "vector.inc"
+// In this order: each builds on those before it.
+#include "gemm.inc"
+#include "scan_tile.inc"
+#include "scan_tile_backward.inc"
+#include "path_scan_rows.inc"
+#include "path_scan_convolution.inc"
+#include "path_scan.inc"
+#endif

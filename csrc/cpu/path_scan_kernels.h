@@ -1,0 +1,42 @@
+// What the driver of the path scan asks of the kernels of one instruction set.
+#pragma once
+
+#include "path_scan.h"
+
+namespace medsora {
+
+// How a path's sequences are cut.
+struct Cut {
+    std::int64_t sequences;  // a tile packs at most so many, all of one video
+    std::int64_t items;      // of one video
+    int chunk;               // steps of a tile when an item is one long sequence; its whole length if it is not long
+};
+
+// One pass along one path.
+struct PathScanCall {
+    PathScanSizes sizes;
+    PathScanParameters parameters;
+    TokenRows rows;
+    Path path;
+    Cut cut;
+    TokenRows out;       // forward: where the result goes; backward: its gradient
+    TokenRows grad_rows; // backward
+    bool add;            // backward: onto what grad_rows holds already, from another path
+    int states_apart;    // backward of a long sequence: chunks between the states kept on a first walk
+};
+
+// Work on one item with `scratch` of the size told. Parameter gradients are added to `sums`, laid out as parameters.
+struct PathScanKernels {
+    std::size_t (*forward_scratch)(const PathScanCall&);
+    void (*forward)(const PathScanCall&, std::int64_t item, float* scratch);
+    std::size_t (*backward_scratch)(const PathScanCall&);
+    void (*backward)(const PathScanCall&, std::int64_t item, float* scratch, const PathScanParameters& sums);
+};
+
+PathScanKernels path_scan_kernels_baseline(Element element);
+#if MEDSORA_X86_VARIANTS
+PathScanKernels path_scan_kernels_avx2(Element element);
+PathScanKernels path_scan_kernels_avx512(Element element);
+#endif
+
+}  // namespace medsora
