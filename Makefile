@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shel
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full lint format clean
+.PHONY: help setup train test test-full bench lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -26,6 +26,9 @@ test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
 
 test-full: $(READY)  ## run the tests over all cases
 	@MEDSORA_TEST_FULL=1 $(RUN) -m pytest -q --durations=15 $(ARGS)
+
+bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
+	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	@$(RUN) -m ruff check .

@@ -30,7 +30,7 @@ def pytest_addoption(parser):
     group.addoption("--record", metavar="NAME", help="write the run to benchmarks/results/NAME.json, or to a path")
     group.addoption("--compiled", action="store_true", help="time torch.compile as well (about 10 s more a case)")
     group.addoption("--full", action="store_true", help="all cases, also those left out of a default run")
-    group.addoption("--budget", type=float, default=0.7, metavar="SECONDS", help="to time each variant (default: 0.7)")
+    group.addoption("--budget", type=float, default=0.7, metavar="SECONDS", help="for each variant and limit (default: 0.7)")
     group.addoption("--fresh-pages", action="store_true", help="let the allocator return freed memory to the system")
     group.addoption("--cold", action="store_true", help="empty the caches before each call that is timed")
 
@@ -70,7 +70,7 @@ class Run:
         """That of one variant; the first one asked for measures all that were selected of its case."""
         if case.slug not in self.outcomes:
             if timed and self.limits is None:
-                self.limits = measure_limits()
+                self.limits = measure_limits(self.config.getoption("budget"))
             schedule = Schedule(budget=self.config.getoption("budget")) if timed else None
             before_each = torch.zeros(CACHE_SWEEP).add_ if self.config.getoption("cold") else None
             sweep = before_each and (lambda: before_each(1.0))
@@ -81,7 +81,7 @@ class Run:
     def finish(self) -> dict | None:
         """The record of the run; limits are measured once more, and the higher ones count."""
         if self.finished is None and self.limits is not None:
-            self.limits = higher(self.limits, measure_limits())
+            self.limits = higher(self.limits, measure_limits(self.config.getoption("budget")))
             rows = [record.case_record(self.cases[slug], found, self.limits) for slug, found in self.outcomes.items()]
             self.finished = record.run_record(rows, self.limits, self.load_before)
             self.finished["pages"] = self.pages

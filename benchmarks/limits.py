@@ -53,7 +53,7 @@ def floor_of(work: Work, limits: Limits) -> Floor:
     return Floor(work.bytes / limits.copy, work.operations / limits.operations, work.exponentials / limits.exponentials)
 
 
-def measure_limits(seconds: float = 0.4) -> Limits:
+def measure_limits(seconds: float) -> Limits:
     """About `seconds` for each limit, the best of many short bursts; for a copy PyTorch's own competes as well."""
     threads = native.threads()
     copied = _best_rate(_copy, 2 * COPIED * 4, seconds)
