@@ -5,11 +5,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.ready
-SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shell find csrc -type f)
+SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shell find csrc -type f -not -path 'csrc/sanitize/*')
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full bench lint format clean
+.PHONY: help setup train test test-full bench sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -29,6 +29,9 @@ test-full: $(READY)  ## run the tests over all cases
 
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
 	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+
+sanitize: build/sanitize/check  ## run the native operators, no Python around them, under GCC's or clang's sanitizers
+	@build/sanitize/check $(ARGS)
 
 lint: $(READY)  ## check style and formatting
 	@$(RUN) -m ruff check .
@@ -68,3 +71,17 @@ $(READY): $(SOURCES)
 	@$(RUN) -c 'from medsora_ops import native; why = native.unavailable(); \
 	  print("native operators:", f"{why} (make -B setup)" if why else "built")'
 	@touch $@
+
+# Every access outside memory and every undefined operation ends the program; see csrc/sanitize.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -fopenmp
+CHECKED  := $(patsubst csrc/%.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp csrc/sanitize/*.cpp))
+
+build/sanitize/check: $(CHECKED)
+	@$(CXX) $(SANITIZE) $^ -o $@
+
+build/sanitize/%.o: csrc/%.cpp Makefile
+	@mkdir -p $(@D)
+	@echo "compiling $<"
+	@$(CXX) -std=c++17 -Wall -Wextra $(SANITIZE) -MMD -MP -c $< -o $@
+
+-include $(CHECKED:.o=.d)
