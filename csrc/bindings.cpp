@@ -11,6 +11,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "common/path.h"
@@ -19,6 +20,7 @@
 #include "cpu/measure.h"
 #include "cpu/path_scan.h"
 #include "cpu/reorder.h"
+#include "cpu/spectral.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -142,6 +144,59 @@ void path_scan_backward(const std::array<Address, 6>& parameters, Address rows, 
                                 reinterpret_cast<float*>(grad_parameters), isa, threads);
 }
 
+// Address, sizes and strides (bytes) of the leading dimensions, and bytes between rows.
+using ImagesTuple = std::tuple<Address, std::vector<std::int64_t>, std::vector<std::int64_t>, std::int64_t>;
+
+medsora::Images images_at(const ImagesTuple& images) {
+    const auto& [address, sizes, strides, row] = images;
+    if (sizes.size() != strides.size()) throw std::invalid_argument("images: wants a stride for each size");
+    return {reinterpret_cast<char*>(address), sizes, strides, row};
+}
+
+using Sides = std::array<int, 2>;  // height, width
+
+void spectral_filter(const ImagesTuple& x, Address weight, const ImagesTuple& y, std::int64_t channels,
+                     const Sides& sides, std::string_view dtype, int threads) {
+    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
+    const medsora::Element element = element_named(dtype);
+    const medsora::Isa isa = medsora::isa_in_use();
+    py::gil_scoped_release release;
+    medsora::spectral_filter(tables->plan, element, images_at(x), reinterpret_cast<const float*>(weight), images_at(y),
+                             channels, isa, threads);
+}
+
+void spectral_filter_backward(const ImagesTuple& grad, const ImagesTuple& x, Address weight, const ImagesTuple& grad_x,
+                              Address grad_weight, std::int64_t channels, const Sides& sides, std::string_view dtype,
+                              int threads) {
+    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
+    const medsora::Element element = element_named(dtype);
+    const medsora::Isa isa = medsora::isa_in_use();
+    py::gil_scoped_release release;
+    medsora::spectral_filter_backward(tables->plan, element, images_at(grad), images_at(x),
+                                      reinterpret_cast<const float*>(weight), images_at(grad_x),
+                                      reinterpret_cast<float*>(grad_weight), channels, isa, threads);
+}
+
+double focal_loss(const ImagesTuple& pred, const ImagesTuple& target, float alpha, bool logarithm,
+                  bool largest_of_all, const Sides& sides, std::string_view dtype, int threads) {
+    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
+    const medsora::FocalCall call{tables->plan, element_named(dtype), images_at(pred), images_at(target),
+                                  {alpha, logarithm}, largest_of_all, medsora::isa_in_use(), threads};
+    py::gil_scoped_release release;
+    return medsora::focal_loss(call);
+}
+
+void focal_gradient(const ImagesTuple& pred, const ImagesTuple& target, const ImagesTuple& grad_pred, float scale,
+                    float alpha, bool logarithm, bool largest_of_all, const Sides& sides, std::string_view dtype,
+                    int threads) {
+    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
+    const medsora::FocalCall call{tables->plan, element_named(dtype), images_at(pred), images_at(target),
+                                  {alpha, logarithm}, largest_of_all, medsora::isa_in_use(), threads};
+    const medsora::Images out = images_at(grad_pred);
+    py::gil_scoped_release release;
+    medsora::focal_gradient(call, scale, out);
+}
+
 std::vector<std::string> names_of(const std::vector<medsora::Isa>& isas) {
     std::vector<std::string> names;
     for (medsora::Isa isa : isas) names.emplace_back(medsora::name_of(isa));
@@ -193,6 +248,20 @@ PYBIND11_MODULE(_C, module) {
     module.def("merge", &merge, py::arg("y"), py::arg("x"), py::arg("offsets"), py::kw_only(), py::arg("sequences"),
                py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("channels"), py::arg("y_strides"),
                py::arg("dtype"), py::arg("threads"), "Both directions of y added into x; see csrc/cpu/reorder.h.");
+
+    module.def("spectral_filter", &spectral_filter, py::arg("x"), py::arg("weight"), py::arg("y"), py::kw_only(),
+               py::arg("channels"), py::arg("sides"), py::arg("dtype"), py::arg("threads"),
+               "Images filtered by one spectrum a channel; see csrc/cpu/spectral.h.");
+    module.def("spectral_filter_backward", &spectral_filter_backward, py::arg("grad"), py::arg("x"), py::arg("weight"),
+               py::arg("grad_x"), py::arg("grad_weight"), py::kw_only(), py::arg("channels"), py::arg("sides"),
+               py::arg("dtype"), py::arg("threads"), "Gradients of x and weight; see csrc/cpu/spectral.h.");
+    module.def("focal_loss", &focal_loss, py::arg("pred"), py::arg("target"), py::kw_only(), py::arg("alpha"),
+               py::arg("logarithm"), py::arg("largest_of_all"), py::arg("sides"), py::arg("dtype"), py::arg("threads"),
+               "The focal frequency loss; see csrc/cpu/spectral.h.");
+    module.def("focal_gradient", &focal_gradient, py::arg("pred"), py::arg("target"), py::arg("grad_pred"),
+               py::kw_only(), py::arg("scale"), py::arg("alpha"), py::arg("logarithm"), py::arg("largest_of_all"),
+               py::arg("sides"), py::arg("dtype"), py::arg("threads"),
+               "Its gradient with respect to pred; see csrc/cpu/spectral.h.");
 
     module.def("path_scan", &path_scan, py::arg("parameters"), py::arg("rows"), py::arg("row_strides"),
                py::arg("outs"), py::arg("out_strides"), py::arg("offsets"), py::kw_only(), py::arg("lengths"),
