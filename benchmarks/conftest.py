@@ -8,7 +8,6 @@ sorting and -k work as they do anywhere. With --benchmark-disable variants are c
 from __future__ import annotations
 
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +29,9 @@ def pytest_addoption(parser):
     group.addoption("--record", metavar="NAME", help="write the run to benchmarks/results/NAME.json, or to a path")
     group.addoption("--compiled", action="store_true", help="time torch.compile as well (about 10 s more a case)")
     group.addoption("--full", action="store_true", help="all cases, also those left out of a default run")
-    group.addoption("--budget", type=float, default=0.7, metavar="SECONDS", help="for each variant and limit (default: 0.7)")
+    group.addoption(
+        "--budget", type=float, default=0.7, metavar="SECONDS", help="for each variant and limit (default: 0.7)"
+    )
     group.addoption("--fresh-pages", action="store_true", help="let the allocator return freed memory to the system")
     group.addoption("--cold", action="store_true", help="empty the caches before each call that is timed")
 
@@ -104,7 +105,7 @@ class Run:
         terminalreporter.section("multiples of the floor")
         terminalreporter.write_line("\n".join(record.table(finished)))
         if name := self.config.getoption("record"):
-            path = Path(name) if Path(name).suffix == ".json" else record.RESULTS / f"{name}.json"
+            path = record.path_of(name)
             record.write(finished, path)
             terminalreporter.write_line(f"\nrecorded in {path}")
 

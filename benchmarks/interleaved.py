@@ -14,15 +14,22 @@ QUICK = 0.02  # seconds; a shorter call is preceded by one that is not timed
 class Schedule:
     """How long to time.
 
-    budget: seconds for each variant. min_rounds: turns each variant gets even beyond the budget; a variant that takes
-    more than `slow` seconds a call gets `slow_rounds`. max_rounds: turns after which more would not say more.
+    budget: seconds for each variant. min_rounds: turns each variant gets even beyond the budget. patience: how many
+    budgets slow variants may take for that; then `slow_rounds` turns must do. max_rounds: more would not say more.
     """
 
     budget: float = 0.7
     min_rounds: int = 7
-    max_rounds: int = 200
-    slow: float = 1.0
+    patience: float = 6.0
     slow_rounds: int = 3
+    max_rounds: int = 200
+
+    def goes_on(self, rounds: int, seconds: float) -> bool:
+        """Whether there is another round after so many rounds and seconds a variant."""
+        if rounds >= self.max_rounds:
+            return False
+        least = self.min_rounds if seconds < self.patience * self.budget else self.slow_rounds
+        return rounds < least or seconds < self.budget
 
 
 def time_interleaved(
@@ -39,14 +46,13 @@ def time_interleaved(
     and a timed one. `before_each`, such as a sweep that empties the caches, takes the place of the untimed call.
     """
     lengths = {name: _timed(call, clock) for name, call in calls.items()}
-    turn = sum(length * (2 if length < QUICK else 1) for length in lengths.values())
-    least = schedule.slow_rounds if max(lengths.values()) > schedule.slow else schedule.min_rounds
-    rounds = max(least, min(schedule.max_rounds, int(schedule.budget * len(calls) / max(turn, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
+    begun, rounds = clock(), 0
     try:
-        for _ in range(rounds):
+        while schedule.goes_on(rounds, (clock() - begun) / len(calls)):
+            rounds += 1
             for name, call in calls.items():
                 if before_each is not None:
                     before_each()

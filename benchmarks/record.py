@@ -35,10 +35,7 @@ def case_record(case: Case, outcomes: Mapping[str, Outcome], limits: Limits) -> 
         "floor": floor.as_dict(),
         "variants": {
             name: {
-                "median": outcome.median,
-                "quartiles": list(outcome.quartiles),
-                "minimum": outcome.minimum,
-                "rounds": len(outcome.times),
+                **timing(outcome),
                 "floor_multiple": outcome.median / floor.total,
                 "times_as_fast": {other: timed[other].median / outcome.median for other in timed if other != name},
                 "errors": outcome.errors,
@@ -49,17 +46,35 @@ def case_record(case: Case, outcomes: Mapping[str, Outcome], limits: Limits) -> 
     }
 
 
+def timing(outcome: Outcome) -> dict[str, object]:
+    """What a record keeps of the times of one variant, in seconds."""
+    return {
+        "median": outcome.median,
+        "quartiles": list(outcome.quartiles),
+        "minimum": outcome.minimum,
+        "rounds": len(outcome.times),
+    }
+
+
 def run_record(cases: list[dict[str, object]], limits: Limits, load_before) -> dict[str, object]:
     """A whole run. `cases` are those of `case_record`, with floors by these limits."""
+    return {**circumstances(load_before), "limits": asdict(limits), "cases": cases}
+
+
+def circumstances(load_before: list[float] | None) -> dict[str, object]:
+    """Where, when, by which command and of which sources: the same in every record."""
     return {
         "format": FORMAT,
         "environment": environment.environment(),
         "revision": environment.revision(),
         "command": environment.command(),
         "load_average": {"before": load_before, "after": environment.load_average()},
-        "limits": asdict(limits),
-        "cases": cases,
     }
+
+
+def path_of(name: str) -> Path:
+    """benchmarks/results/NAME.json, or NAME itself if it is the path of a .json file."""
+    return Path(name) if Path(name).suffix == ".json" else RESULTS / f"{name}.json"
 
 
 def write(record: dict[str, object], path: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from benchmarks import limits as machine
-from benchmarks import record
+from benchmarks import record, train_step
 from benchmarks.case import Case, Unavailable, Variant
 from benchmarks.correctness import Wrong
 from benchmarks.interleaved import Schedule, time_interleaved
 from benchmarks.limits import Limits, floor_of, higher, measure_limits
 from benchmarks.measure import Outcome, measured
+from benchmarks.path_scan_cases import path_scan_inputs
 from benchmarks.work import (
     PASSES,
     Work,
@@ -27,11 +28,11 @@ from benchmarks.work import (
     spectral_filter_work,
     ssd_scan_work,
 )
-from medsora_ops import native
+from medsora_ops import ScanPath, native, path_scan
 
 ROOT = Path(__file__).parents[1]
 LIMITS = Limits(copy=1e9, operations=2e9, exponentials=4e9, threads=1, source="made up")
-FEW = Schedule(budget=1e-6, min_rounds=3)
+FEW = Schedule(budget=0, min_rounds=3, slow_rounds=3)
 
 
 # Counts
@@ -205,7 +206,7 @@ class Clock:
 def test_variants_take_turns_and_quick_ones_are_called_once_more_before():
     clock = Clock()
     calls = {"a": clock.variant("a", 0.001), "b": clock.variant("b", 0.5)}
-    times = time_interleaved(calls, Schedule(budget=0.1, min_rounds=3), clock=clock)
+    times = time_interleaved(calls, Schedule(budget=0.7, min_rounds=3), clock=clock)
     assert clock.log == ["a", "b"] + ["a", "a", "b"] * 3
     assert times == {"a": [pytest.approx(0.001)] * 3, "b": [pytest.approx(0.5)] * 3}
 
@@ -213,14 +214,15 @@ def test_variants_take_turns_and_quick_ones_are_called_once_more_before():
 def test_what_comes_before_each_call_is_not_timed_and_takes_the_place_of_a_warm_up():
     clock = Clock()
     calls = {"a": clock.variant("a", 0.001), "b": clock.variant("b", 0.002)}
-    times = time_interleaved(calls, Schedule(budget=0, min_rounds=2), clock.variant("sweep", 1.0), clock)
+    times = time_interleaved(calls, Schedule(budget=0, slow_rounds=2), clock.variant("sweep", 1.0), clock)
     assert clock.log == ["a", "b"] + ["sweep", "a", "sweep", "b"] * 2
     assert times["a"] == [pytest.approx(0.001)] * 2
 
 
 @pytest.mark.parametrize(
     ("seconds", "rounds"),
-    [(0.1, 14), (0.3, 7), (2.0, 3), (0.001, 200)],  # within the budget, at least 7, slow, at most 200
+    # Until the budget is spent; at least 7; for slow ones 6 budgets, but at least 3; at most 200.
+    [(0.1, 15), (0.3, 7), (2.0, 5), (4.0, 3), (0.001, 200)],
 )
 def test_rounds_follow_the_budget(seconds, rounds):
     clock = Clock()
@@ -273,6 +275,40 @@ def test_the_table_shows_floor_multiples_and_reasons():
 )
 def test_durations_have_three_digits(seconds, text):
     assert record.duration(seconds) == text
+
+
+# A training step
+
+
+def test_the_share_of_the_possible_gain():
+    assert train_step.share_of_gain(reference=10.0, backend=4.0, without=2.0) == 0.75
+
+
+def test_what_stands_in_for_a_scan_has_its_shape_type_and_a_gradient():
+    inputs = path_scan_inputs(2, 384, torch.bfloat16)
+    path = (ScanPath.temporal((6, 8, 8)), ScanPath.raster((6, 8, 8)))
+    wanted = path_scan(**inputs, path=path, head_dim=64)
+    inputs["zxbcdt"].requires_grad_()
+    found = train_step.added_in_place_of_scan(**inputs, path=path, head_dim=64)
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in wanted]
+    (grad,) = torch.autograd.grad(sum(found).sum(), inputs["zxbcdt"])
+    assert grad[..., :2048].eq(2).all() and grad[..., 2048:].eq(0).all()
+
+
+def test_a_step_that_does_not_agree_with_the_reference_is_refused():
+    values = {"reference": {"loss": 1.0, "gradient_norm": 2.0}, "native": {"loss": 1.0, "gradient_norm": 2.1}}
+    with pytest.raises(AssertionError, match="native: gradient_norm 2.1, wants 2 within 1%"):
+        train_step.require_agreement(values)
+
+
+def test_steps_are_timed_with_each_backend_and_without_scans(monkeypatch):
+    monkeypatch.setitem(train_step.SIZES, "tiny", train_step.Size(2, 1, (8, 4, 4, 4)))
+    row = train_step.measured_size("tiny", "fp32", Schedule(budget=0, slow_rounds=2))
+    assert {"reference", "without scans"} <= set(row["variants"])
+    assert {timing["rounds"] for timing in row["variants"].values()} == {2}
+    assert set(row["share_of_possible_gain"]) == set(row["variants"]) - {"reference", "without scans"}
+    assert row["precision"] == "fp32" and json.dumps(row)
+    assert len(train_step.table(row)) == 1 + len(row["variants"])
 
 
 # pytest-benchmark

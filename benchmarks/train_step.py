@@ -1,0 +1,207 @@
+"""One training step of the denoiser by each backend, and with the scans taken out: `python -m benchmarks.train_step`.
+
+The step is the trainer's own: forward under its precision, backward, clipping, AdamW and the moving average, on random
+latents of the preset's shape. "without scans" puts one addition in the place of each scan: what is left is the rest of
+the step, and no scan, however fast, makes the step faster than that. The share of this possible gain that a backend
+reaches is (reference - backend) / (reference - without scans).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks import environment, record
+from benchmarks.interleaved import Schedule, time_interleaved
+from benchmarks.measure import Outcome
+from benchmarks.memory import keep_freed_memory
+from medsora.config import TrainSettings, read_command_line
+from medsora.models import mixer
+from medsora.models.presets import denoiser_preset
+from medsora.training.loop import Trainer
+from medsora_ops import backend_report, use_backend
+
+WITHOUT = "without scans"
+AGREEMENT = 0.01
+
+
+@dataclass(frozen=True)
+class Size:
+    """videos, images: in a step. latents: (C, F, h, w) of a video."""
+
+    videos: int
+    images: int
+    latents: tuple[int, int, int, int]
+
+
+# tiny as the default run trains it; S on 16 frames of 128 x 128, one video where a GPU would take eight.
+SIZES = {"tiny": Size(8, 2, (8, 4, 8, 8)), "S": Size(1, 1, (16, 4, 16, 16))}
+
+
+def main() -> None:
+    """Measures the sizes asked for, prints a table and writes a record if it has a name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="presets to measure")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="of the forward pass")
+    parser.add_argument("--budget", type=float, default=10.0, metavar="SECONDS", help="for each variant of a size")
+    parser.add_argument("--record", metavar="NAME", help="write benchmarks/results/NAME.json, or to a path")
+    options = parser.parse_args()
+    logging.getLogger("medsora").setLevel(logging.ERROR)
+    load_before, pages = environment.load_average(), "kept" if keep_freed_memory() else "fresh"
+    rows = []
+    for name in options.sizes:
+        rows.append(measured_size(name, options.precision, Schedule(budget=options.budget)))
+        print("\n".join(table(rows[-1])), flush=True)
+    if options.record:
+        path = record.path_of(options.record)
+        record.write({**record.circumstances(load_before), "pages": pages, "steps": rows}, path)
+        print(f"\nrecorded in {path}")
+
+
+def measured_size(name: str, precision: str, schedule: Schedule) -> dict[str, object]:
+    """Times of the step of one preset; each variant trains its own copy, from the same weights on the same batch."""
+    backends = [row.backend for row in backend_report() if row.operator == "path_scan" and row.available]
+    ways = {backend: (lambda chosen=backend: use_backend(chosen)) for backend in backends} | {WITHOUT: without_scans}
+    with tempfile.TemporaryDirectory() as folder:
+        settings = step_settings(name, precision)
+        trainers = {way: untrained(settings, SIZES[name], Path(folder) / way.replace(" ", "-")) for way in ways}
+        batch = random_batch(settings, SIZES[name])
+        calls = {way: step_of(trainers[way], batch, context) for way, context in ways.items()}
+        require_agreement({way: call() for way, call in calls.items()})
+        times = time_interleaved(calls, schedule)
+    outcomes = {way: Outcome(found) for way, found in times.items()}
+    return {
+        "preset": name,
+        "videos": SIZES[name].videos,
+        "images": SIZES[name].images,
+        "latents": SIZES[name].latents,
+        "precision": "bf16" if trainers[WITHOUT].bf16 else "fp32",
+        "variants": {way: record.timing(outcome) for way, outcome in outcomes.items()},
+        "share_of_possible_gain": {
+            backend: share_of_gain(*(outcomes[way].median for way in ("reference", backend, WITHOUT)))
+            for backend in backends
+            if backend != "reference"
+        },
+    }
+
+
+def share_of_gain(reference: float, backend: float, without: float) -> float:
+    """How much of what a step would gain without its scans a backend gains: 1 is all of it, 0 nothing."""
+    return (reference - backend) / (reference - without)
+
+
+def step_settings(name: str, precision: str) -> TrainSettings:
+    """Those of the preset, with the batch of its size."""
+    settings, _ = read_command_line(["--preset", name, "--device", "cpu"])
+    settings.denoiser.precision = precision
+    settings.denoiser.batch_size, settings.denoiser.images_per_batch = SIZES[name].videos, SIZES[name].images
+    return settings
+
+
+def untrained(settings: TrainSettings, size: Size, run: Path) -> Trainer:
+    """A trainer before its first step. Gates begin at zero, which would hide scans from loss and gradients: drawn."""
+    from accelerate import Accelerator
+
+    from medsora.diffusion import DiffusionObjective
+    from medsora.training import denoiser_stage
+    from medsora.training.stopping import StopRequests
+
+    denoiser = denoiser_stage.build_denoiser(settings.denoiser, size.latents[0], 0, settings.seed)
+    drawn = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02, generator=drawn)
+    target = random_batch(settings, size)["video.target"][0]
+    weight = settings.alignment.weight
+    module = denoiser_stage.DenoiserTraining(
+        denoiser,
+        DiffusionObjective(settings.diffusion),
+        denoiser_stage.build_projector(denoiser, target, weight, settings.seed),
+        weight,
+        settings.denoiser.image_loss_weight,
+    )
+    task = denoiser_stage.Task("denoiser", module, lambda step, part: {})
+    trainer = Trainer(task, settings.denoiser, run, Accelerator(cpu=True), StopRequests(), settings.seed)
+    module.train()
+    return trainer
+
+
+def random_batch(settings: TrainSettings, size: Size) -> dict[str, torch.Tensor]:
+    """Latents and noise of unit variance, timesteps over the whole range, alignment targets of random frames."""
+    from medsora.alignment import alignment_targets
+
+    channels, frames, height, width = size.latents
+    drawn = torch.Generator().manual_seed(0)
+    pixels = np.random.default_rng(0).integers(0, 256, (settings.prepare.num_frames, 64, 64, 3), dtype=np.uint8)
+    patch = denoiser_preset(settings.denoiser.preset)["patch_size"]
+    aligned = alignment_targets(pixels, frames, (height // patch, width // patch), settings.alignment)
+    batch = {name: torch.stack([value] * size.videos) for name, value in aligned.items()}
+    batch = {f"video.{name}": value for name, value in batch.items()}
+    for kind, count, length in (("video", size.videos, frames), ("image", size.images, 1)):
+        for name in ("latents", "noise"):
+            batch[f"{kind}.{name}"] = torch.randn(count, length, channels, height, width, generator=drawn)
+        batch[f"{kind}.timestep"] = torch.linspace(0, settings.diffusion.num_train_timesteps - 1, count).long()
+    return batch
+
+
+def step_of(trainer: Trainer, batch: dict[str, torch.Tensor], context) -> Callable[[], dict[str, float]]:
+    """One step after another on the same batch, without the log and the checkpoints around them."""
+
+    def step() -> dict[str, float]:
+        with context():
+            return trainer._step([batch])[0]
+
+    return step
+
+
+def require_agreement(values: dict[str, dict[str, float]]) -> None:
+    """Loss and gradient norm of the first step are those of the reference. Raises AssertionError where not."""
+    for way, found in values.items():
+        for name in () if way == WITHOUT else ("loss", "gradient_norm"):
+            right = values["reference"][name]
+            if not abs(found[name] - right) <= AGREEMENT * abs(right):
+                raise AssertionError(f"{way}: {name} {found[name]:.6g}, wants {right:.6g} within {AGREEMENT:.0%}")
+
+
+@contextlib.contextmanager
+def without_scans():
+    """Within the block the mixers' scans are additions."""
+    with mock.patch.object(mixer, "path_scan", added_in_place_of_scan):
+        yield
+
+
+def added_in_place_of_scan(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, path, **settings):
+    """z + x for each path, of path_scan's shape and type; a gradient goes into zxbcdt."""
+    width = norm_weight.shape[0]
+    return tuple(zxbcdt[..., :width] + zxbcdt[..., width : 2 * width] for _ in path)
+
+
+def table(row: dict[str, object]) -> list[str]:
+    """Lines for a terminal."""
+    lines = [
+        f"{row['preset']}: {row['videos']} videos and {row['images']} images a step, latents {row['latents']},"
+        f" {row['precision']}"
+    ]
+    for way, timing in row["variants"].items():
+        spread = " .. ".join(map(record.duration, timing["quartiles"]))
+        share = row["share_of_possible_gain"].get(way)
+        gain = "" if share is None else f"  {share:.1%} of the possible gain"
+        lines.append(
+            f"  {way:14} {record.duration(timing['median']):>9} {spread:>20} {record.duration(timing['minimum']):>9}"
+            f" {timing['rounds']:>4} rounds{gain}"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
