@@ -14,7 +14,8 @@ using Spectrum = std::vector<Complex>;  // (height, width), all of it
 
 // Thin, odd, powers of two, mixed, and with prime factors of their own; the last enough for two threads.
 constexpr struct { int height, width; } sides[] = {
-    {1, 1}, {1, 6}, {7, 1}, {2, 2}, {3, 5}, {4, 9}, {8, 8}, {10, 16}, {16, 24}, {15, 21}, {26, 22}, {34, 19}, {40, 24}, {48, 40},
+    {1, 1}, {1, 6}, {7, 1}, {2, 2}, {3, 5}, {4, 9}, {8, 8}, {10, 16}, {16, 24}, {15, 21}, {26, 22}, {34, 19}, {40, 24},
+    {48, 40},
 };
 constexpr std::int64_t videos = 2, channels = 3, frames = 2, images = videos * channels * frames;
 
