@@ -86,7 +86,7 @@ def write(record: dict[str, object], path: Path) -> None:
 
 
 def table(record: dict[str, object]) -> list[str]:
-    """Lines for a terminal: the limits, then each case with its floor and a row a variant."""
+    """Lines for a terminal: the limits, then each case with its floor and a row a variant, medians compared."""
     limits = record["limits"]
     lines = [
         f"limits ({limits['source']}, {limits['threads']} threads): copy {limits['copy'] / 1e9:.1f} GB/s,"
@@ -101,20 +101,18 @@ def table(record: dict[str, object]) -> list[str]:
             f" operations {duration(floor['operations'])}) + exponentials {duration(floor['exponentials'])}",
         ]
         if case["variants"]:
-            slowest = max(case["variants"], key=lambda name: case["variants"][name]["median"])
-            first = next(iter(case["variants"]))
-            base = first if first == "reference" else slowest
             lines.append(
                 f"  {'':14} {'median':>9} {'quartiles':>20} {'minimum':>9} {'rounds':>6} {'x floor':>8}"
-                f" {'faster than ' + base:>22}"
+                "  times as fast as slower ones"
             )
-            for name, row in case["variants"].items():
-                lower, upper = row["quartiles"]
-                faster = "" if name == base else f"{row['times_as_fast'][base]:.2f} x"
-                lines.append(
-                    f"  {name:14} {duration(row['median']):>9} {duration(lower) + ' .. ' + duration(upper):>20}"
-                    f" {duration(row['minimum']):>9} {row['rounds']:>6} {row['floor_multiple']:>8.2f} {faster:>22}"
-                )
+        for name, row in case["variants"].items():
+            lower, upper = row["quartiles"]
+            slower = (f"{other} {times:.2f}" for other, times in row["times_as_fast"].items() if times > 1)
+            lines.append(
+                f"  {name:14} {duration(row['median']):>9} {duration(lower) + ' .. ' + duration(upper):>20}"
+                f" {duration(row['minimum']):>9} {row['rounds']:>6} {row['floor_multiple']:>8.2f}"
+                f"  {', '.join(slower)}".rstrip()
+            )
         lines += [f"  {name:14} not timed: {reason}" for name, reason in case["not_timed"].items()]
     return lines
 
