@@ -15,6 +15,8 @@
 
 namespace medsora {
 
+constexpr int most_taps = 64;  // of the convolution
+
 // Rows of channels in grid order; strides in elements, channels contiguous.
 struct TokenRows {
     void* data;
