@@ -37,6 +37,9 @@ void for_each_task(const SpectralKernels& kernels, const SpectralPlan& plan, std
     }
 }
 
+// Whether a call that moves so many bytes leaves the caches behind, so that its results had better pass them by.
+bool past_cache(std::int64_t bytes) { return bytes > 12 << 20; }
+
 // Images are cut into parts that only their numbers decide, never the threads: sums over parts are always the same.
 struct Parts {
     std::int64_t count, images;
@@ -91,7 +94,7 @@ void spectral_filter(const SpectralPlan& plan, Element element, const Images& x,
     const auto run = [&](std::int64_t task, float* scratch) {
         const std::int64_t channel = task / parts.count, part = task % parts.count, begin = channel * images;
         kernels.filter({&plan, element, &x, &y, weight + 2 * channel * plan.bins(), begin + parts.first(part),
-                        begin + parts.first(part + 1)},
+                        begin + parts.first(part + 1), past_cache(2 * x.count() * plan.pixels() * 4)},
                        scratch);
     };
     for_each_task(kernels, plan, channels * parts.count, bytes_of(plan, x.count()), threads, run);
@@ -113,7 +116,8 @@ void spectral_filter_backward(const SpectralPlan& plan, Element element, const I
     const auto run = [&](std::int64_t task, float* scratch) {
         const std::int64_t channel = task / parts.count, part = task % parts.count, begin = channel * images;
         kernels.filter_backward({&plan, element, &grad, &x, &grad_x, weight + channel * size, slots + task * size,
-                                 begin + parts.first(part), begin + parts.first(part + 1)},
+                                 begin + parts.first(part), begin + parts.first(part + 1),
+                                 past_cache(3 * x.count() * plan.pixels() * 4)},
                                 scratch);
     };
     for_each_task(kernels, plan, channels * parts.count, 2 * bytes_of(plan, x.count()), threads, run);

@@ -12,6 +12,7 @@ struct FilterTask {
     const Images *x, *y;
     const float* weight;
     std::int64_t first, last;
+    bool past_cache;  // images of the result are written past the caches
 };
 
 struct FilterBackwardTask {
@@ -21,6 +22,7 @@ struct FilterBackwardTask {
     const float* weight;
     float* grad_weight;  // overwritten
     std::int64_t first, last;
+    bool past_cache;
 };
 
 struct FocalTask {
