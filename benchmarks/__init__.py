@@ -1,11 +1,16 @@
 """Benchmarks of the operators and of training steps, and the harness that makes them comparable.
 
 case.py          what is measured: an operator at a shape, and the variants that compute it
+*_cases.py       the cases of each operator; test_operators.py hands them to pytest
 work.py          the bytes, operations and exponentials no implementation does without
 limits.py        what this machine can do at most, and the floor that follows for a piece of work
 correctness.py   no variant is timed before its result has been held against float64
 interleaved.py   the timing itself
+memory.py        freed memory stays with the process
 measure.py       one case from its inputs to its figures
 record.py        tables and JSON
-conftest.py      how all this stands in pytest-benchmark
+environment.py   where and of what something was measured
+conftest.py      how all this stands in pytest-benchmark, with playback.py
+
+train_step.py times a whole training step of the denoiser, compensation.py compares structures of the video VAE.
 """
