@@ -16,8 +16,9 @@ namespace {
 
 constexpr std::int64_t packed_steps = 16;    // sequences of up to half as many steps share a tile
 constexpr std::int64_t longest_tile = 256;   // beyond, the state is cheaper than the quadratic form
-constexpr std::int64_t usual_chunk = 128;
+constexpr std::int64_t usual_chunk = 96;
 constexpr std::int64_t most_ranges = 64;     // of items, for sums of parameter gradients
+constexpr std::int64_t cached_bytes = 16 << 20;  // so many may still lie in a cache from who wrote them
 constexpr std::int64_t states_bytes = 24 << 20;  // all states of a sequence are kept, if so many bytes hold them
 
 PathScanKernels kernels_of(Element element, Isa isa) {
@@ -86,6 +87,8 @@ PathScanCall call_along(const PathScanSizes& sizes, const PathScanParameters& pa
     call.sizes = sizes;
     call.parameters = parameters;
     call.rows = rows;
+    const std::int64_t row_bytes = std::int64_t{sizes.channels()} * (sizes.element == Element::float32 ? 4 : 2);
+    call.ahead = sizes.videos * path.tokens() * row_bytes > cached_bytes;
     call.path = path;
     call.cut = cut_of(path);
     call.out = out;

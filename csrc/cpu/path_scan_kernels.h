@@ -17,6 +17,7 @@ struct PathScanCall {
     PathScanSizes sizes;
     PathScanParameters parameters;
     TokenRows rows;
+    bool ahead;  // forward: ask for rows ahead of time, as they lie in no cache
     Path path;
     Cut cut;
     TokenRows out;       // forward: where the result goes; backward: its gradient
