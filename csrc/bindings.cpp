@@ -21,6 +21,7 @@
 #include "cpu/path_scan.h"
 #include "cpu/reorder.h"
 #include "cpu/spectral.h"
+#include "cpu/ssd_scan.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -142,6 +143,52 @@ void path_scan_backward(const std::array<Address, 6>& parameters, Address rows, 
     py::gil_scoped_release release;
     medsora::path_scan_backward(call, parameters_at(parameters), in, paths, grad, to,
                                 reinterpret_cast<float*>(grad_parameters), isa, threads);
+}
+
+// Address (0: not given), dtype, and strides in elements.
+using StridedRowsTuple = std::tuple<Address, std::string, std::array<std::int64_t, 3>>;
+
+medsora::StridedRows strided_rows_at(const StridedRowsTuple& rows) {
+    const auto& [address, dtype, strides] = rows;
+    return {reinterpret_cast<void*>(address), element_named(dtype), {strides[0], strides[1], strides[2]}};
+}
+
+medsora::SsdScanTensors ssd_scan_tensors(const std::array<StridedRowsTuple, 6>& tensors) {
+    const auto at = [&](int i) { return strided_rows_at(tensors[i]); };
+    return {at(0), at(1), at(2), at(3), at(4), at(5)};
+}
+
+medsora::SsdScanParameters ssd_scan_parameters(const std::array<Address, 3>& data) {
+    const auto at = [&](int i) { return reinterpret_cast<float*>(data[i]); };
+    return {at(0), at(1), at(2)};
+}
+
+medsora::SsdScanSizes ssd_scan_sizes(const std::array<int, 6>& sizes, bool dt_softplus) {
+    return {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], dt_softplus};
+}
+
+void ssd_scan(const std::array<StridedRowsTuple, 6>& tensors, const std::array<Address, 3>& parameters,
+              const StridedRowsTuple& y, const StridedRowsTuple& final_states, const std::array<int, 6>& sizes,
+              bool dt_softplus, int threads) {
+    const auto inputs = ssd_scan_tensors(tensors);
+    const auto out = strided_rows_at(y), states = strided_rows_at(final_states);
+    const medsora::Isa isa = medsora::isa_in_use();
+    py::gil_scoped_release release;
+    medsora::ssd_scan(ssd_scan_sizes(sizes, dt_softplus), inputs, ssd_scan_parameters(parameters), out, states, isa,
+                      threads);
+}
+
+void ssd_scan_backward(const std::array<StridedRowsTuple, 6>& tensors, const std::array<Address, 3>& parameters,
+                       const StridedRowsTuple& grad_y, const StridedRowsTuple& grad_final_states,
+                       const std::array<StridedRowsTuple, 6>& grad_tensors,
+                       const std::array<Address, 3>& grad_parameters, const std::array<int, 6>& sizes,
+                       bool dt_softplus, int threads) {
+    const auto inputs = ssd_scan_tensors(tensors), grads = ssd_scan_tensors(grad_tensors);
+    const auto grad = strided_rows_at(grad_y), states = strided_rows_at(grad_final_states);
+    const medsora::Isa isa = medsora::isa_in_use();
+    py::gil_scoped_release release;
+    medsora::ssd_scan_backward(ssd_scan_sizes(sizes, dt_softplus), inputs, ssd_scan_parameters(parameters), grad,
+                               states, grads, ssd_scan_parameters(grad_parameters), isa, threads);
 }
 
 // Address, sizes and strides (bytes) of the leading dimensions, and bytes between rows.
@@ -274,4 +321,12 @@ PYBIND11_MODULE(_C, module) {
                py::arg("lengths"), py::arg("strides"), py::arg("videos"), py::arg("tokens"), py::arg("sizes"),
                py::arg("bidirectional"), py::arg("eps"), py::arg("norm_group_size"), py::arg("dtype"),
                py::arg("threads"), "Gradients of rows and parameters; see csrc/cpu/path_scan.h.");
+
+    module.def("ssd_scan", &ssd_scan, py::arg("tensors"), py::arg("parameters"), py::arg("y"),
+               py::arg("final_states"), py::kw_only(), py::arg("sizes"), py::arg("dt_softplus"), py::arg("threads"),
+               "y and, if asked for, the final states; see csrc/cpu/ssd_scan.h.");
+    module.def("ssd_scan_backward", &ssd_scan_backward, py::arg("tensors"), py::arg("parameters"), py::arg("grad_y"),
+               py::arg("grad_final_states"), py::arg("grad_tensors"), py::arg("grad_parameters"), py::kw_only(),
+               py::arg("sizes"), py::arg("dt_softplus"), py::arg("threads"),
+               "Gradients of all that was given; see csrc/cpu/ssd_scan.h.");
 }

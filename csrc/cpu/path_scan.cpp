@@ -1,25 +1,16 @@
 #include "path_scan.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "path_scan_kernels.h"
-
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "scan_chunks.h"
+#include "share_out.h"
 
 namespace medsora {
 namespace {
 
-constexpr std::int64_t packed_steps = 16;    // sequences of up to half as many steps share a tile
-constexpr std::int64_t longest_tile = 256;   // beyond, the state is cheaper than the quadratic form
-constexpr std::int64_t usual_chunk = 96;
-constexpr std::int64_t most_ranges = 64;     // of items, for sums of parameter gradients
+constexpr std::int64_t packed_steps = 16;        // sequences of up to half as many steps share a tile
 constexpr std::int64_t cached_bytes = 16 << 20;  // so many may still lie in a cache from who wrote them
-constexpr std::int64_t states_bytes = 24 << 20;  // all states of a sequence are kept, if so many bytes hold them
 
 PathScanKernels kernels_of(Element element, Isa isa) {
 #if MEDSORA_X86_VARIANTS
@@ -36,49 +27,8 @@ Cut cut_of(const Path& path) {
     Cut cut{};
     cut.sequences = std::min(together, path.sequences);
     cut.items = (path.sequences + cut.sequences - 1) / cut.sequences;
-    const std::int64_t chunks = length <= longest_tile ? 1 : (length + usual_chunk - 1) / usual_chunk;
-    cut.chunk = static_cast<int>(cut.sequences * ((length + chunks - 1) / chunks));
+    cut.chunk = static_cast<int>(cut.sequences) * chunk_steps(length);
     return cut;
-}
-
-// Every state if they are few; else about the root of their number on a first walk, and as many again between two.
-int states_apart(const PathScanSizes& sizes, const Path& path, const Cut& cut) {
-    const std::int64_t chunks = (path.length + cut.chunk - 1) / cut.chunk;
-    const std::int64_t bytes = std::int64_t{4} * sizes.width() * sizes.state;
-    if (chunks * bytes <= states_bytes) return static_cast<int>(chunks);
-    std::int64_t root = 1;
-    while (root * root < chunks) ++root;
-    return static_cast<int>(root);
-}
-
-struct Free {
-    void operator()(float* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<float, Free>;
-
-Memory allocate(std::size_t floats) {
-    const std::size_t line = 64, bytes = (floats * sizeof(float) + line - 1) / line * line;
-    Memory memory(static_cast<float*>(std::aligned_alloc(line, std::max(bytes, line))));
-    if (memory == nullptr) throw std::bad_alloc();
-    return memory;
-}
-
-// Calls work(index, scratch) for 0 .. count - 1; each thread takes what comes next, with scratch of its own.
-template <typename Work>
-void share_out(std::int64_t count, int threads, std::size_t scratch_floats, Work work) {
-    threads = static_cast<int>(std::clamp<std::int64_t>(count, 1, std::max(threads, 1)));
-    const std::size_t each = (scratch_floats + 31) / 16 * 16;
-    const Memory scratch = allocate(each * threads);
-    if (threads == 1) {  // not even a region of one thread: after a fork the pool must stay untouched
-        for (std::int64_t i = 0; i < count; ++i) work(i, scratch.get());
-        return;
-    }
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (std::int64_t i = 0; i < count; ++i) work(i, scratch.get() + each * omp_get_thread_num());
-#else
-    for (std::int64_t i = 0; i < count; ++i) work(i, scratch.get());
-#endif
 }
 
 PathScanCall call_along(const PathScanSizes& sizes, const PathScanParameters& parameters, const TokenRows& rows,
@@ -92,7 +42,8 @@ PathScanCall call_along(const PathScanSizes& sizes, const PathScanParameters& pa
     call.path = path;
     call.cut = cut_of(path);
     call.out = out;
-    call.states_apart = states_apart(sizes, path, call.cut);
+    const std::int64_t chunks = (path.length + call.cut.chunk - 1) / call.cut.chunk;
+    call.states_apart = chunks_between_states(chunks, std::int64_t{sizes.width()} * sizes.state);
     return call;
 }
 

@@ -1,4 +1,4 @@
-"""`path_scan` on a CPU by the native extension: rows are read along the path where they lie, nothing is permuted."""
+"""`path_scan` and `ssd_scan` on a CPU by the native extension: rows are read where they lie, nothing is permuted."""
 
 from __future__ import annotations
 
@@ -106,10 +106,92 @@ def _whole_rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _supports(zxbcdt: Tensor, conv_weight: Tensor, *_) -> str | None:
+def ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_states: Tensor | None,
+    dt_softplus: bool,
+    return_final_states: bool,
+) -> list[Tensor]:
+    """Arguments and results as the definition's in reference.py, for float32 and bfloat16 x."""
+    tensors, parameters = _ssd_inputs(x, dt, A, B, C, D, z, dt_bias, initial_states)
+    outputs = [native.new_empty(x, *x.shape)]
+    if return_final_states:
+        outputs.append(x.new_empty((x.shape[0], *x.shape[2:], B.shape[3]), dtype=torch.float32))
+    y, final_states = outputs[0], outputs[1] if return_final_states else None
+    native.extension().ssd_scan(
+        [_strided(t) for t in tensors],
+        [_address(p) for p in parameters],
+        _strided(y),
+        _strided(final_states),
+        **_ssd_settings(x, B, dt_softplus),
+    )
+    return outputs
+
+
+def ssd_scan_backward(grads: Sequence[Tensor], *arguments) -> list[Tensor]:
+    """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
+    x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, return_final_states = arguments
+    tensors, parameters = _ssd_inputs(x, dt, A, B, C, D, z, dt_bias, initial_states)
+    grad_y = _whole_rows(grads[0])
+    grad_final_states = _whole_rows(grads[1]) if return_final_states else None
+    found = [None if t is None else native.new_empty(t, *t.shape) for t in tensors]
+    sums = [None if p is None else torch.empty(p.shape) for p in parameters]
+    native.extension().ssd_scan_backward(
+        [_strided(t) for t in tensors],
+        [_address(p) for p in parameters],
+        _strided(grad_y),
+        _strided(grad_final_states),
+        [_strided(t) for t in found],
+        [_address(s) for s in sums],
+        **_ssd_settings(x, B, dt_softplus),
+    )
+    of_A, of_D, of_dt_bias = sums
+    if D is not None and D.dim() == 1:
+        of_D = of_D.sum(-1)
+    of_x, of_dt, of_B, of_C, of_z, of_states = found
+    in_order = (of_x, of_dt, of_A, of_B, of_C, of_D, of_z, of_dt_bias, of_states)
+    return [g.to(t.dtype) for g, t in zip(in_order, arguments[:9], strict=True) if t is not None]
+
+
+def _ssd_inputs(x, dt, A, B, C, D, z, dt_bias, initial_states):
+    """What lies along the sequences and what does not, as the extension reads them: D for each channel."""
+    along = [None if t is None else _whole_rows(t) for t in (x, B, C, z, initial_states)]
+    if D is not None and D.dim() == 1:
+        D = D[:, None].expand(x.shape[2:])
+    parameters = [None if p is None else p.detach().to(torch.float32).contiguous() for p in (A, D, dt_bias)]
+    return [along[0], dt, *along[1:]], parameters
+
+
+def _ssd_settings(x, B, dt_softplus) -> dict:
+    return dict(sizes=(*x.shape, *B.shape[2:]), dt_softplus=dt_softplus, threads=native.threads())
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _strided(x: Tensor | None) -> tuple[int, str, tuple[int, ...]]:
+    """Address, type, and strides of the three dimensions in front of the row."""
+    return (0, "float32", (0, 0, 0)) if x is None else (x.data_ptr(), _DTYPES[x.dtype], x.stride()[:3])
+
+
+def _supports_path_scan(zxbcdt: Tensor, conv_weight: Tensor, *_) -> str | None:
     if zxbcdt.dtype not in _DTYPES:
         return f"serves float32 and bfloat16, not {zxbcdt.dtype}"
     return None if conv_weight.shape[1] <= MOST_TAPS else f"serves at most {MOST_TAPS} taps, not {conv_weight.shape[1]}"
+
+
+def _supports_ssd_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *_) -> str | None:
+    if x.dtype not in _DTYPES:
+        return f"serves float32 and bfloat16, not {x.dtype}"
+    return None if B.shape[3] > 0 else "serves states of at least one number, not 0"
 
 
 register(
@@ -120,5 +202,15 @@ register(
     devices=("cpu",),
     priority=10,
     unavailable=native.unavailable,
-    supports=_supports,
+    supports=_supports_path_scan,
+)
+register(
+    "ssd_scan",
+    "native",
+    ssd_scan,
+    ssd_scan_backward,
+    devices=("cpu",),
+    priority=10,
+    unavailable=native.unavailable,
+    supports=_supports_ssd_scan,
 )
