@@ -2,6 +2,10 @@
 
 Operators stand in torch's library with the name of a backend as their last argument. A gradient may run in another
 thread or after the block of `use_backend`; by that name it goes to the backend that was asked for.
+
+That library's way costs some 0.1 ms of Python and dispatch a call, more than a small scan. So it is taken only where
+somebody needs to see the operator: torch.compile, fake tensors, a mode that watches. Ordinary eager calls go straight to
+the implementation, recorded by an autograd function of the same two halves.
 """
 
 from __future__ import annotations
@@ -13,17 +17,74 @@ from torch import Tensor
 
 from medsora_ops import backends
 
+_recorded: dict[str, type[torch.autograd.Function]] = {}
+
 
 def call(operator: str, *arguments) -> Tensor | Sequence[Tensor]:
     """Run `operator` on checked arguments, the first of which is a tensor on the device that serves it."""
-    if torch.compiler.is_compiling():
-        return getattr(torch.ops.medsora_ops, operator)(*arguments, "")
+    if not _ordinary(arguments):
+        wanted = "" if torch.compiler.is_compiling() else backends.requested()
+        return getattr(torch.ops.medsora_ops, operator)(*arguments, wanted)
     chosen = backends.select(operator, arguments[0].device.type, *arguments)
-    # The reference is differentiable as it stands: the registered operator would add its dispatch and, for a scan,
-    # compute forward again on the way back. That makes a training step half as long again, for less memory.
+    # The reference is differentiable as it stands: recorded whole it would, for a scan, compute forward again on the
+    # way back. That makes a training step half as long again, for less memory.
     if chosen.backend == "reference":
         return chosen.forward(*arguments)
-    return getattr(torch.ops.medsora_ops, operator)(*arguments, backends.requested())
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
+        return _recorded[operator].apply(*arguments, backends.requested())
+    return _contiguous(chosen.forward(*arguments))
+
+
+def backward(operator: str, grads, *arguments):
+    """The gradients of an operator's tensors; the last argument is the backend that it was asked to run on."""
+    tensors = (*grads, *arguments) if isinstance(grads, (list, tuple)) else (grads, *arguments)
+    if not _ordinary(tensors):
+        return getattr(torch.ops.medsora_ops, f"{operator}_backward")(grads, *arguments)
+    return _backward(operator)(grads, *arguments)
+
+
+def apply(operator: str, *arguments):
+    """Like `call`, with the name of a backend as the last argument: for a gradient that is an operator itself."""
+    if not _ordinary(arguments):
+        return getattr(torch.ops.medsora_ops, operator)(*arguments)
+    if torch.is_grad_enabled() and arguments[0].requires_grad:
+        return _recorded[operator].apply(*arguments)
+    return _forward(operator)(*arguments)
+
+
+def _ordinary(arguments) -> bool:
+    """Whether nobody needs to see the operator: no compiler, mode or transform is at work, no tensor is a stand-in."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+    ) and all(type(a) in (Tensor, torch.nn.Parameter) for a in arguments if isinstance(a, Tensor))
+
+
+def differentiate(library: torch.library.Library, operator: str, gradient: Callable, keep: Callable) -> None:
+    """Give `operator` its gradient, in torch's library and for ordinary calls.
+
+    keep(ctx, inputs, output) notes what gradient(ctx, grads) needs; grads are a list where the operator returns one.
+    gradient returns an entry for each input, a list of None for a list.
+    """
+    torch.library.register_autograd(f"medsora_ops::{operator}", gradient, setup_context=keep, lib=library)
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *inputs):
+            found = _forward(operator)(*inputs)
+            keep(ctx, inputs, found)
+            ctx.one = isinstance(found, Tensor)
+            return found if ctx.one else tuple(found)
+
+        @staticmethod
+        def backward(ctx, *grads):
+            found = gradient(ctx, grads[0] if ctx.one else list(grads))
+            return tuple(entry if isinstance(entry, Tensor) else None for entry in found)
+
+    if operator not in backends.EACH_OTHERS_GRADIENT:
+        Recorded.backward = staticmethod(torch.autograd.function.once_differentiable(Recorded.backward))
+    _recorded[operator] = Recorded
 
 
 def implement(library: torch.library.Library, operator: str, *, backward: bool = True) -> None:

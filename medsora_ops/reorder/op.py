@@ -77,12 +77,12 @@ def _keep_path(ctx, inputs, output):
 
 
 def _gather_gradient(ctx, grad):
-    return torch.ops.medsora_ops.merge(grad, *ctx.saved_tensors, ctx.stride, ctx.backend), None, None, None
+    return dispatch.apply("merge", grad, *ctx.saved_tensors, ctx.stride, ctx.backend), None, None, None
 
 
 def _merge_gradient(ctx, grad):
-    return torch.ops.medsora_ops.gather(grad, *ctx.saved_tensors, ctx.stride, ctx.backend), None, None, None
+    return dispatch.apply("gather", grad, *ctx.saved_tensors, ctx.stride, ctx.backend), None, None, None
 
 
-torch.library.register_autograd("medsora_ops::gather", _gather_gradient, setup_context=_keep_path, lib=_LIBRARY)
-torch.library.register_autograd("medsora_ops::merge", _merge_gradient, setup_context=_keep_path, lib=_LIBRARY)
+dispatch.differentiate(_LIBRARY, "gather", _gather_gradient, _keep_path)
+dispatch.differentiate(_LIBRARY, "merge", _merge_gradient, _keep_path)

@@ -213,8 +213,6 @@ def _(grads, *arguments):
 
 def _gradient(operator, tensors):
     """The two halves of an operator's autograd. It keeps its inputs only; backward computes the rest again."""
-    backward = getattr(torch.ops.medsora_ops, f"{operator}_backward")
-
     def keep(ctx, inputs, output):
         tables = inputs[tensors] if operator == "path_scan" else []
         ctx.settings = inputs[tensors + 1 :] if operator == "path_scan" else inputs[tensors:]
@@ -223,7 +221,7 @@ def _gradient(operator, tensors):
     def gradient(ctx, grads):
         saved = ctx.saved_tensors
         tables = [list(saved[tensors:])] if operator == "path_scan" else []
-        found = iter(backward(grads, *saved[:tensors], *tables, *ctx.settings))
+        found = iter(dispatch.backward(operator, grads, *saved[:tensors], *tables, *ctx.settings))
         of_tensors = [None if value is None else next(found) for value in saved[:tensors]]
         return (*of_tensors, *([None] * len(table) for table in tables), *(None for _ in ctx.settings))
 
@@ -231,5 +229,4 @@ def _gradient(operator, tensors):
 
 
 for _operator, _tensors in (("path_scan", 7), ("ssd_scan", 9)):
-    _run, _keep = _gradient(_operator, _tensors)
-    torch.library.register_autograd(f"medsora_ops::{_operator}", _run, setup_context=_keep, lib=_LIBRARY)
+    dispatch.differentiate(_LIBRARY, _operator, *_gradient(_operator, _tensors))

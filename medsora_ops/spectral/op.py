@@ -129,14 +129,14 @@ def _keep_inputs(ctx, inputs, output):
 
 
 def _filter_gradients(ctx, grad):
-    found = torch.ops.medsora_ops.spectral_filter_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    found = dispatch.backward("spectral_filter", grad, *ctx.saved_tensors, *ctx.settings)
     return (*found, *(None for _ in ctx.settings))
 
 
 def _focal_gradients(ctx, grad):
-    of_pred = torch.ops.medsora_ops.focal_frequency_loss_backward(grad, *ctx.saved_tensors, *ctx.settings)
+    of_pred = dispatch.backward("focal_frequency_loss", grad, *ctx.saved_tensors, *ctx.settings)
     return (of_pred, -of_pred if ctx.needs_input_grad[1] else None, *(None for _ in ctx.settings))
 
 
 for _operator, _gradients in (("spectral_filter", _filter_gradients), ("focal_frequency_loss", _focal_gradients)):
-    torch.library.register_autograd(f"medsora_ops::{_operator}", _gradients, setup_context=_keep_inputs, lib=_LIBRARY)
+    dispatch.differentiate(_LIBRARY, _operator, _gradients, _keep_inputs)
