@@ -2,12 +2,11 @@
 // slope of that along directions drawn at random.
 #include "../cpu/path_scan.h"
 
-#include "check.h"
+#include "rows.h"
+#include "slopes.h"
 
 namespace medsora::check {
 namespace {
-
-using Values = std::vector<double>;
 
 struct Shape {
     std::int64_t frames, height, width;
@@ -39,10 +38,6 @@ PathScanSizes sizes_of(const Shape& shape, Element element) {
 
 // What a scan is a function of: the rows, then the parameters in the order of PathScanParameters.
 constexpr const char* names[] = {"zxbcdt", "conv_weight", "conv_bias", "dt_bias", "A", "D", "norm_weight"};
-using Inputs = std::vector<Values>;
-
-double silu(double x) { return x / (1 + std::exp(-x)); }
-double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 
 // One sequence in one direction: `tokens` in the order of the walk; adds to out (tokens, width).
 void scan(const PathScanSizes& sizes, const Inputs& inputs, const std::vector<std::int64_t>& tokens, Values& out) {
@@ -98,47 +93,9 @@ Values scan_along(const PathScanSizes& sizes, const Inputs& inputs, const Path& 
     return out;
 }
 
-// Rows with a gap behind each, which nobody may write to.
 template <typename T>
-class Rows {
-public:
-    Rows(std::int64_t videos, std::int64_t tokens, std::int64_t channels)
-        : rows_(videos * tokens), channels_(channels), memory_(rows_ * pitch() - gap),
-          view_{memory_.data(), tokens * pitch(), pitch()} {}
-    const TokenRows& view() const { return view_; }
-    void set(const Values& values) {
-        for (std::int64_t i = 0; i < rows_ * channels_; ++i) at(i) = stored_as<T>(values[i]);
-    }
-    Values values() {
-        Values found;
-        for (std::int64_t i = 0; i < rows_ * channels_; ++i) found.push_back(value_of(at(i)));
-        return found;
-    }
-    void check(const char* name) {
-        memory_.check_guards(name);
-        const Guarded<T> fresh(1);
-        for (std::int64_t i = 0; i < memory_.size(); ++i) {
-            expect(i % pitch() < channels_ || std::memcmp(&memory_[i], &fresh[0], sizeof(T)) == 0, name,
-                   ": written between rows");
-        }
-    }
-
-private:
-    static constexpr std::int64_t gap = 5;
-    std::int64_t pitch() const { return channels_ + gap; }
-    T& at(std::int64_t i) { return memory_[i / channels_ * pitch() + i % channels_]; }
-    std::int64_t rows_, channels_;
-    Guarded<T> memory_;
-    TokenRows view_;
-};
-
-template <typename T>
-Values drawn(std::int64_t count, double lowest, double highest, Numbers& numbers) {
-    Values values(count);
-    for (double& value : values) {
-        value = value_of(stored_as<T>(lowest + (highest - lowest) * (numbers.next() + 1) / 2));
-    }
-    return values;
+TokenRows view(Rows<T>& rows) {
+    return {rows.data(), rows.strides[0], rows.strides[1]};
 }
 
 template <typename T>
@@ -151,36 +108,6 @@ Inputs drawn_inputs(const PathScanSizes& sizes, std::int64_t tokens, Numbers& nu
             drawn<float>(heads, -1.5, -0.1, numbers),
             drawn<float>(heads, -1, 1, numbers),
             drawn<float>(sizes.width(), 0.5, 1.5, numbers)};
-}
-
-double product(const Values& a, const Values& b) { return std::inner_product(a.begin(), a.end(), b.begin(), 0.0); }
-
-// The gradient times a direction must be the slope along it: along one that moves all elements, then some alone.
-void expect_gradient(const PathScanSizes& sizes, const Inputs& inputs, const std::vector<Path>& paths,
-                     const std::vector<Values>& grads, std::size_t which, const Values& found, double tolerance,
-                     Numbers& numbers) {
-    const auto slope_along = [&](const Values& direction) {
-        constexpr double h = 1e-5;
-        double ends[2];
-        for (int end : {0, 1}) {
-            Inputs moved = inputs;
-            for (std::size_t i = 0; i < direction.size(); ++i) moved[which][i] += (end ? h : -h) * direction[i];
-            ends[end] = 0;
-            for (std::size_t p = 0; p < paths.size(); ++p) {
-                ends[end] += product(scan_along(sizes, moved, paths[p]), grads[p]);
-            }
-        }
-        return (ends[1] - ends[0]) / (2 * h);
-    };
-    const double length = std::sqrt(product(found, found));
-    for (int draw = 0; draw < 4; ++draw) {
-        Values direction(found.size());
-        if (draw == 0) direction = drawn<double>(found.size(), -1, 1, numbers);
-        else direction[numbers.below(direction.size())] = 1;
-        const double slope = slope_along(direction), stated = product(found, direction);
-        expect(std::abs(stated - slope) <= tolerance * length + 1e-6, "gradient of ", names[which], ": ", stated,
-               " along a direction of slope ", slope, ", its length being ", length);
-    }
 }
 
 template <typename T>
@@ -202,39 +129,46 @@ void check_shape(const Setting& setting, const Shape& shape, Element element, do
     }
     const auto at = [&](int i) { return memory[i]->data(); };
     const PathScanParameters parameters{at(0), at(1), at(2), at(3), at(4), at(5)};
-    Rows<T> rows(sizes.videos, tokens, sizes.channels()), grad_rows(sizes.videos, tokens, sizes.channels());
+    Rows<T> rows(sizes.videos, tokens, 1, sizes.channels()), grad_rows(sizes.videos, tokens, 1, sizes.channels());
     rows.set(inputs[0]);
 
     std::vector<std::unique_ptr<Rows<T>>> outs, grads;
     std::vector<TokenRows> out_views, grad_views;
     std::vector<Values> grad_values;
     for (std::size_t i = 0; i < paths.size(); ++i) {
-        outs.push_back(std::make_unique<Rows<T>>(sizes.videos, tokens, sizes.width()));
-        grads.push_back(std::make_unique<Rows<T>>(sizes.videos, tokens, sizes.width()));
+        outs.push_back(std::make_unique<Rows<T>>(sizes.videos, tokens, 1, sizes.width()));
+        grads.push_back(std::make_unique<Rows<T>>(sizes.videos, tokens, 1, sizes.width()));
         grad_values.push_back(drawn<T>(sizes.videos * tokens * sizes.width(), -1, 1, numbers));
         grads.back()->set(grad_values.back());
-        out_views.push_back(outs.back()->view());
-        grad_views.push_back(grads.back()->view());
+        out_views.push_back(view(*outs.back()));
+        grad_views.push_back(view(*grads.back()));
     }
-    path_scan(sizes, parameters, rows.view(), paths, out_views, setting.isa, setting.threads);
+    path_scan(sizes, parameters, view(rows), paths, out_views, setting.isa, setting.threads);
     for (std::size_t i = 0; i < paths.size(); ++i) {
         outs[i]->check("out");
         expect_near(outs[i]->values(), scan_along(sizes, inputs, paths[i]), tolerance, "out");
     }
 
     Guarded<float> grad_parameters(parameter_floats(sizes));
-    path_scan_backward(sizes, parameters, rows.view(), paths, grad_views, grad_rows.view(), grad_parameters.data(),
+    path_scan_backward(sizes, parameters, view(rows), paths, grad_views, view(grad_rows), grad_parameters.data(),
                        setting.isa, setting.threads);
     grad_rows.check("grad_rows");
     grad_parameters.check_guards("grad_parameters");
     rows.check("rows");
     expect(rows.values() == inputs[0], "rows: written to");
-    expect_gradient(sizes, inputs, paths, grad_values, 0, grad_rows.values(), tolerance, numbers);
+    const auto loss = [&](const Inputs& moved) {
+        double sum = 0;
+        for (std::size_t i = 0; i < paths.size(); ++i) {
+            sum += product(scan_along(sizes, moved, paths[i]), grad_values[i]);
+        }
+        return sum;
+    };
+    expect_gradient(names[0], loss, inputs, 0, grad_rows.values(), tolerance, numbers);
     const float* from = grad_parameters.data();
     for (std::size_t i = 1; i < inputs.size(); ++i) {
         memory[i - 1]->check_guards(names[i]);
         const Values found(from, from + inputs[i].size());
-        expect_gradient(sizes, inputs, paths, grad_values, i, found, tolerance, numbers);
+        expect_gradient(names[i], loss, inputs, i, found, tolerance, numbers);
         from += inputs[i].size();
     }
 }
