@@ -53,7 +53,7 @@ def path_scan_case(size, random):
 
 
 def ssd_scan_case(size, random):
-    tensors = [random(1, 16 * size, 4, 32), random(1, 16 * size, 4).abs(), -random(4).abs()]
+    tensors = [random(1, 16 * size, 16, 16), random(1, 16 * size, 16).abs(), -random(16).abs()]
     tensors += [random(1, 16 * size, 1, 32), random(1, 16 * size, 1, 32)]
     return ssd_scan, tensors
 
