@@ -129,7 +129,8 @@ void path_scan(const std::array<Address, 6>& parameters, Address rows, const Row
 
 void path_scan_backward(const std::array<Address, 6>& parameters, Address rows, const RowStrides& row_strides,
                         const std::vector<Address>& grads, const std::vector<RowStrides>& grad_strides,
-                        Address grad_rows, const RowStrides& grad_row_strides, Address grad_parameters,
+                        Address grad_rows, const RowStrides& grad_row_strides,
+                        const std::array<Address, 6>& grad_parameters,
                         const std::vector<Address>& offsets, const std::vector<std::int64_t>& lengths,
                         const std::vector<std::int64_t>& strides, std::int64_t videos, std::int64_t tokens,
                         const std::array<int, 5>& sizes, bool bidirectional, float eps, int norm_group_size,
@@ -142,7 +143,7 @@ void path_scan_backward(const std::array<Address, 6>& parameters, Address rows, 
     const medsora::TokenRows to{reinterpret_cast<void*>(grad_rows), grad_row_strides[0], grad_row_strides[1]};
     py::gil_scoped_release release;
     medsora::path_scan_backward(call, parameters_at(parameters), in, paths, grad, to,
-                                reinterpret_cast<float*>(grad_parameters), isa, threads);
+                                parameters_at(grad_parameters), isa, threads);
 }
 
 // Address (0: not given), dtype, and strides in elements.
@@ -233,7 +234,7 @@ double focal_loss(const ImagesTuple& pred, const ImagesTuple& target, float alph
     return medsora::focal_loss(call);
 }
 
-void focal_gradient(const ImagesTuple& pred, const ImagesTuple& target, const ImagesTuple& grad_pred, float scale,
+void focal_gradient(const ImagesTuple& pred, const ImagesTuple& target, const ImagesTuple& grad_pred, double scale,
                     float alpha, bool logarithm, bool largest_of_all, const Sides& sides, std::string_view dtype,
                     int threads) {
     const auto tables = medsora::spectral_plan(sides[0], sides[1]);

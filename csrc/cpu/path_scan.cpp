@@ -47,28 +47,44 @@ PathScanCall call_along(const PathScanSizes& sizes, const PathScanParameters& pa
     return call;
 }
 
-PathScanParameters lay_out(const PathScanSizes& sizes, float* memory) {
-    PathScanParameters p{};
-    p.conv_weight = memory;
-    p.conv_bias = p.conv_weight + std::size_t(sizes.taps) * sizes.mixed();
-    p.dt_bias = p.conv_bias + sizes.mixed();
-    p.A = p.dt_bias + sizes.heads;
-    p.D = p.A + sizes.heads;
-    p.norm_weight = p.D + sizes.heads;
-    return p;
+// The parameters in the kernels' layout, in memory of their own.
+Memory laid_out(const PathScanSizes& sizes, const PathScanParameters& given) {
+    Memory memory = allocate(parameter_floats(sizes));
+    const PathScanParameters to = lay_out(sizes, memory.get());
+    const std::int64_t mixed = sizes.mixed(), taps = sizes.taps;
+    for (std::int64_t c = 0; c < mixed; ++c) {
+        for (std::int64_t k = 0; k < taps; ++k) to.conv_weight[k * mixed + c] = given.conv_weight[c * taps + k];
+    }
+    if (given.conv_bias == nullptr) std::fill_n(to.conv_bias, mixed, 0.0f);
+    else std::copy_n(given.conv_bias, mixed, to.conv_bias);
+    std::copy_n(given.dt_bias, sizes.heads, to.dt_bias);
+    std::copy_n(given.A, sizes.heads, to.A);
+    std::copy_n(given.D, sizes.heads, to.D);
+    std::copy_n(given.norm_weight, sizes.width(), to.norm_weight);
+    return memory;
+}
+
+// The sums in the caller's layout.
+void hand_out(const PathScanSizes& sizes, const PathScanParameters& sums, const PathScanParameters& to) {
+    const std::int64_t mixed = sizes.mixed(), taps = sizes.taps;
+    for (std::int64_t c = 0; c < mixed; ++c) {
+        for (std::int64_t k = 0; k < taps; ++k) to.conv_weight[c * taps + k] = sums.conv_weight[k * mixed + c];
+    }
+    if (to.conv_bias != nullptr) std::copy_n(sums.conv_bias, mixed, to.conv_bias);
+    std::copy_n(sums.dt_bias, sizes.heads, to.dt_bias);
+    std::copy_n(sums.A, sizes.heads, to.A);
+    std::copy_n(sums.D, sizes.heads, to.D);
+    std::copy_n(sums.norm_weight, sizes.width(), to.norm_weight);
 }
 
 }  // namespace
 
-std::size_t parameter_floats(const PathScanSizes& sizes) {
-    return std::size_t(sizes.mixed()) * (sizes.taps + 1) + 3 * std::size_t(sizes.heads) + sizes.width();
-}
-
 void path_scan(const PathScanSizes& sizes, const PathScanParameters& parameters, const TokenRows& rows,
                const std::vector<Path>& paths, const std::vector<TokenRows>& out, Isa isa, int threads) {
     const PathScanKernels kernels = kernels_of(sizes.element, isa);
+    const Memory own_parameters = laid_out(sizes, parameters);
     for (std::size_t i = 0; i < paths.size(); ++i) {
-        const PathScanCall call = call_along(sizes, parameters, rows, paths[i], out[i]);
+        const PathScanCall call = call_along(sizes, lay_out(sizes, own_parameters.get()), rows, paths[i], out[i]);
         share_out(sizes.videos * call.cut.items, threads, kernels.forward_scratch(call),
                   [&](std::int64_t item, float* scratch) { kernels.forward(call, item, scratch); });
     }
@@ -76,12 +92,13 @@ void path_scan(const PathScanSizes& sizes, const PathScanParameters& parameters,
 
 void path_scan_backward(const PathScanSizes& sizes, const PathScanParameters& parameters, const TokenRows& rows,
                         const std::vector<Path>& paths, const std::vector<TokenRows>& grads, const TokenRows& grad_rows,
-                        float* grad_parameters, Isa isa, int threads) {
+                        const PathScanParameters& grad_parameters, Isa isa, int threads) {
     const PathScanKernels kernels = kernels_of(sizes.element, isa);
     const std::size_t floats = parameter_floats(sizes), each = (floats + 15) / 16 * 16;
-    std::fill_n(grad_parameters, floats, 0.0f);
+    const Memory own_parameters = laid_out(sizes, parameters), total = allocate(floats);
+    std::fill_n(total.get(), floats, 0.0f);
     for (std::size_t i = 0; i < paths.size(); ++i) {
-        PathScanCall call = call_along(sizes, parameters, rows, paths[i], grads[i]);
+        PathScanCall call = call_along(sizes, lay_out(sizes, own_parameters.get()), rows, paths[i], grads[i]);
         call.grad_rows = grad_rows;
         call.add = i > 0;
         const std::int64_t items = sizes.videos * call.cut.items, ranges = std::min(items, most_ranges);
@@ -89,16 +106,16 @@ void path_scan_backward(const PathScanSizes& sizes, const PathScanParameters& pa
         share_out(ranges, threads, kernels.backward_scratch(call), [&](std::int64_t range, float* scratch) {
             float* own = sums.get() + range * each;
             std::fill_n(own, each, 0.0f);
-            const PathScanParameters laid_out = lay_out(sizes, own);
             for (std::int64_t item = range * items / ranges; item < (range + 1) * items / ranges; ++item) {
-                kernels.backward(call, item, scratch, laid_out);
+                kernels.backward(call, item, scratch, own);
             }
         });
         for (std::int64_t range = 0; range < ranges; ++range) {
             const float* own = sums.get() + range * each;
-            for (std::size_t k = 0; k < floats; ++k) grad_parameters[k] += own[k];
+            for (std::size_t k = 0; k < floats; ++k) total.get()[k] += own[k];
         }
     }
+    hand_out(sizes, lay_out(sizes, total.get()), grad_parameters);
 }
 
 }  // namespace medsora

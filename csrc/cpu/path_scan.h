@@ -37,8 +37,8 @@ struct PathScanSizes {
 
 // All float32 and contiguous.
 struct PathScanParameters {
-    float* conv_weight;  // (taps, mixed): transposed, so that a tap is a row
-    float* conv_bias;    // (mixed)
+    float* conv_weight;  // (mixed, taps)
+    float* conv_bias;    // (mixed), or null
     float* dt_bias;      // (heads)
     float* A;            // (heads)
     float* D;            // (heads)
@@ -49,12 +49,9 @@ struct PathScanParameters {
 void path_scan(const PathScanSizes& sizes, const PathScanParameters& parameters, const TokenRows& rows,
                const std::vector<Path>& paths, const std::vector<TokenRows>& out, Isa isa, int threads);
 
-// Floats of all parameters; their gradients come laid out one after the other in the order of PathScanParameters.
-std::size_t parameter_floats(const PathScanSizes& sizes);
-
-// Gradients of the outputs -> grad_rows and grad_parameters, both written.
+// Gradients of the outputs -> grad_rows and grad_parameters, all written.
 void path_scan_backward(const PathScanSizes& sizes, const PathScanParameters& parameters, const TokenRows& rows,
                         const std::vector<Path>& paths, const std::vector<TokenRows>& grads, const TokenRows& grad_rows,
-                        float* grad_parameters, Isa isa, int threads);
+                        const PathScanParameters& grad_parameters, Isa isa, int threads);
 
 }  // namespace medsora

@@ -31,16 +31,16 @@ def path_scan(
     norm_group_size: int,
 ) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py, for float32 and bfloat16 rows."""
-    parameters = _prepared(conv_weight, conv_bias, dt_bias, A, D, norm_weight)
+    parameters = _as_float32(conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     rows = _whole_rows(zxbcdt)
-    outputs = [rows.new_empty((*rows.shape[:2], norm_weight.shape[0])) for _ in offsets]
+    outputs = [native.new_empty(rows, *rows.shape[:2], norm_weight.shape[0]) for _ in offsets]
     native.extension().path_scan(
-        [p.data_ptr() for p in parameters],
+        _addresses(parameters),
         rows.data_ptr(),
         rows.stride()[:2],
-        [out.data_ptr() for out in outputs],
+        _addresses(outputs),
         [out.stride()[:2] for out in outputs],
-        [table.data_ptr() for table in offsets],
+        _addresses(offsets),
         **_walk(rows, conv_weight, dt_bias, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size),
     )
     return outputs
@@ -48,37 +48,34 @@ def path_scan(
 
 def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> list[Tensor]:
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
-    conv_weight, conv_bias, dt_bias, A, D, norm_weight, offsets, *settings = arguments
-    parameters = _prepared(conv_weight, conv_bias, dt_bias, A, D, norm_weight)
+    *given, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size = arguments
+    parameters = _as_float32(*given)
     rows = _whole_rows(zxbcdt)
     grads = [_whole_rows(grad) for grad in grads]
-    grad_rows = rows.new_empty(rows.shape)
-    sums = torch.empty(sum(p.numel() for p in parameters))
+    grad_rows = native.new_empty(rows, *rows.shape)
+    found = [None if p is None else torch.empty(p.shape) for p in parameters]
+    conv_weight, _, dt_bias, *_ = parameters
     native.extension().path_scan_backward(
-        [p.data_ptr() for p in parameters],
+        _addresses(parameters),
         rows.data_ptr(),
         rows.stride()[:2],
-        [grad.data_ptr() for grad in grads],
+        _addresses(grads),
         [grad.stride()[:2] for grad in grads],
         grad_rows.data_ptr(),
         grad_rows.stride()[:2],
-        sums.data_ptr(),
-        [table.data_ptr() for table in offsets],
-        **_walk(rows, conv_weight, dt_bias, offsets, *settings),
+        _addresses(found),
+        _addresses(offsets),
+        **_walk(rows, conv_weight, dt_bias, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size),
     )
-    taps, *others = sums.split([p.numel() for p in parameters])
-    found = [taps.view(parameters[0].shape).t().contiguous(), *others]
-    wanted = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
-    return [
-        grad_rows,
-        *(g.to(t.dtype, copy=True) for g, t in zip(found, wanted, strict=True) if t is not None),
-    ]
+    return [grad_rows, *(g.to(t.dtype) for g, t in zip(found, given, strict=True) if t is not None)]
 
 
-def _prepared(conv_weight, conv_bias, *others):
-    """The parameters as the extension reads them: float32, contiguous, a row for each tap, zeros for no bias."""
-    bias = conv_weight.new_zeros(conv_weight.shape[0]) if conv_bias is None else conv_bias
-    return [t.detach().to(torch.float32).contiguous() for t in (conv_weight.t(), bias, *others)]
+def _as_float32(*parameters: Tensor | None) -> list[Tensor | None]:
+    return [None if p is None else p.to(torch.float32).contiguous() for p in parameters]
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
 
 
 def _walk(rows, conv_weight, dt_bias, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size) -> dict:
