@@ -10,41 +10,41 @@
 namespace medsora {
 namespace {
 
-// The transform of m pairs becomes twice the half spectrum of the 2 m numbers. turns: from plan_split(2 m).
+// The transform `from` of m pairs becomes twice the half spectrum of the 2 m numbers; `to` may be the same place.
+// turns: from plan_split(2 m).
 template <typename T>
-MEDSORA_HOST_DEVICE void split_pairs(Complex<T>* z, int m, const Twiddle* turns) {
-    const Complex<T> first = z[0];
-    z[0] = {(first.re + first.im) * 2.0f, (first.re - first.im) * 2.0f};
+MEDSORA_HOST_DEVICE void split_pairs(const Complex<T>* from, Complex<T>* to, int m, const Twiddle* turns) {
+    const Complex<T> first = from[0];
+    to[0] = {(first.re + first.im) * 2.0f, (first.re - first.im) * 2.0f};
     for (int k = 1; 2 * k <= m; ++k) {
-        const Complex<T> one = z[k], other = conj(z[m - k]);
+        const Complex<T> one = from[k], other = conj(from[m - k]);
         const Complex<T> even = one + other, odd = (one - other) * turns[k];
-        z[m - k] = conj(even - odd);
-        z[k] = even + odd;
+        to[m - k] = conj(even - odd);
+        to[k] = even + odd;
     }
 }
 
-// Back: a half spectrum becomes what a forward transform turns into m pairs, twice as large and with the numbers of
-// each pair exchanged, m times over as inverse transforms are.
+// Back: a half spectrum becomes what a forward transform turns into m pairs, twice as large, with the numbers of each
+// pair exchanged, and m times over as inverse transforms are.
 template <typename T>
-MEDSORA_HOST_DEVICE void join_pairs(Complex<T>* z, int m, const Twiddle* turns) {
-    const Complex<T> first = z[0];
-    z[0] = {first.re - first.im, first.re + first.im};
+MEDSORA_HOST_DEVICE void join_pairs(const Complex<T>* from, Complex<T>* to, int m, const Twiddle* turns) {
+    const Complex<T> first = from[0];
+    to[0] = {first.re - first.im, first.re + first.im};
     for (int k = 1; 2 * k <= m; ++k) {
-        const Complex<T> one = z[k], other = conj(z[m - k]);
+        const Complex<T> one = from[k], other = conj(from[m - k]);
         const Complex<T> even = one + other, odd = (one - other) * Twiddle{turns[k].re, -turns[k].im};
-        z[m - k] = exchanged(conj(even - odd));
-        z[k] = exchanged(even + odd);
+        to[m - k] = exchanged(conj(even - odd));
+        to[k] = exchanged(even + odd);
     }
 }
 
 // The same for an odd number n of real values, whose half spectrum X[0 .. (n - 1) / 2] is written out in full.
 template <typename T>
-MEDSORA_HOST_DEVICE void unfold(Complex<T>* z, int n) {
-    z[0] = exchanged(z[0]);
+MEDSORA_HOST_DEVICE void unfold(const Complex<T>* from, Complex<T>* to, int n) {
+    to[0] = exchanged(from[0]);
     for (int k = 1; 2 * k < n; ++k) {
-        const Complex<T> value = z[k];
-        z[n - k] = exchanged(conj(value));
-        z[k] = exchanged(value);
+        to[n - k] = exchanged(conj(from[k]));
+        to[k] = exchanged(from[k]);
     }
 }
 

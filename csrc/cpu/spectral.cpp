@@ -23,7 +23,6 @@ void for_each_task(const SpectralKernels& kernels, const SpectralPlan& plan, std
     threads = static_cast<int>(std::min<std::int64_t>(threads_for(bytes, threads), std::max<std::int64_t>(tasks, 1)));
     const std::unique_ptr<float, FreeAligned> scratch(
         static_cast<float*>(::operator new(floats * threads * sizeof(float), std::align_val_t{64})));
-    std::fill_n(scratch.get(), floats * threads, 0.0f);
     if (threads == 1) {  // not even a region of one thread: after a fork the pool must stay untouched
         for (std::int64_t task = 0; task < tasks; ++task) work(task, scratch.get());
         return;
@@ -47,14 +46,30 @@ struct Parts {
     std::int64_t first(std::int64_t part) const { return images * part / count; }
 };
 
-// Each channel in enough parts to occupy many threads, but none of fewer images than make up for laying out weights.
-Parts parts_of_channel(std::int64_t channels, std::int64_t images) {
-    constexpr std::int64_t enough = 64, fewest_images = 4;
-    const std::int64_t wanted = (enough + channels - 1) / std::max<std::int64_t>(channels, 1);
-    return {std::clamp<std::int64_t>(images / fewest_images, 1, wanted), images};
-}
+// The work on a filter: `together` channels a task, and of them parts of their images.
+struct FilterWork {
+    std::int64_t channels, together;
+    Parts parts;
 
-std::int64_t bytes_of(const SpectralPlan& plan, std::int64_t images) { return images * plan.pixels() * 8; }
+    // Enough tasks to occupy many threads, but none of fewer images than make up for laying out weights.
+    FilterWork(const SpectralKernels& kernels, const SpectralPlan& plan, std::int64_t channels, std::int64_t images)
+        : channels(channels), together(std::min<std::int64_t>(kernels.channels_together(plan), channels)) {
+        constexpr std::int64_t enough = 64, fewest_images = 4;
+        const std::int64_t stacks = (channels + together - 1) / together;
+        parts = {std::clamp<std::int64_t>(images / fewest_images, 1, (enough + stacks - 1) / stacks), images};
+    }
+
+    std::int64_t tasks() const { return (channels + together - 1) / together * parts.count; }
+    std::int64_t channel(std::int64_t task) const { return task / parts.count * together; }
+    int channels_of(std::int64_t task) const {
+        return static_cast<int>(std::min(together, channels - channel(task)));
+    }
+    std::int64_t part(std::int64_t task) const { return task % parts.count; }
+};
+
+std::int64_t bytes_of(const SpectralPlan& plan, Element element, std::int64_t images) {
+    return images * plan.pixels() * (element == Element::bfloat16 ? 2 : 4);
+}
 
 // Calls run(kernels, task, scratch) for parts of the images.
 template <typename Run>
@@ -67,7 +82,7 @@ void for_each_focal_part(const FocalCall& call, const float* largest, Run run) {
                              call.weight, largest,      parts.first(part), parts.first(part + 1)};
         run(kernels, task, scratch);
     };
-    for_each_task(kernels, call.plan, parts.count, bytes_of(call.plan, images), call.threads, run_part);
+    for_each_task(kernels, call.plan, parts.count, 2 * bytes_of(call.plan, call.element, images), call.threads, run_part);
 }
 
 // NaN if there is one among them.
@@ -89,15 +104,15 @@ void spectral_filter(const SpectralPlan& plan, Element element, const Images& x,
                      std::int64_t channels, Isa isa, int threads) {
     if (x.count() == 0) return;
     const SpectralKernels kernels = spectral_kernels(isa);
-    const std::int64_t images = x.count() / channels;
-    const Parts parts = parts_of_channel(channels, images);
+    const std::int64_t images = x.count() / channels, bytes = 2 * bytes_of(plan, element, x.count());
+    const FilterWork work(kernels, plan, channels, images);
     const auto run = [&](std::int64_t task, float* scratch) {
-        const std::int64_t channel = task / parts.count, part = task % parts.count, begin = channel * images;
-        kernels.filter({&plan, element, &x, &y, weight + 2 * channel * plan.bins(), begin + parts.first(part),
-                        begin + parts.first(part + 1), past_cache(2 * x.count() * plan.pixels() * 4)},
+        const std::int64_t channel = work.channel(task), part = work.part(task);
+        kernels.filter({&plan, element, &x, &y, weight + 2 * channel * plan.bins(), channel, work.channels_of(task),
+                        images, work.parts.first(part), work.parts.first(part + 1), past_cache(bytes)},
                        scratch);
     };
-    for_each_task(kernels, plan, channels * parts.count, bytes_of(plan, x.count()), threads, run);
+    for_each_task(kernels, plan, work.tasks(), bytes, threads, run);
 }
 
 void spectral_filter_backward(const SpectralPlan& plan, Element element, const Images& grad, const Images& x,
@@ -109,24 +124,25 @@ void spectral_filter_backward(const SpectralPlan& plan, Element element, const I
         return;
     }
     const SpectralKernels kernels = spectral_kernels(isa);
-    const std::int64_t images = x.count() / channels;
-    const Parts parts = parts_of_channel(channels, images);
-    std::vector<float> sums(parts.count > 1 ? channels * parts.count * size : 0);
-    float* const slots = parts.count > 1 ? sums.data() : grad_weight;
+    const std::int64_t images = x.count() / channels, bytes = 3 * bytes_of(plan, element, x.count());
+    const FilterWork work(kernels, plan, channels, images);
+    const std::int64_t parts = work.parts.count;
+    std::vector<float> sums(parts > 1 ? channels * parts * size : 0);
+    float* const slots = parts > 1 ? sums.data() : grad_weight;  // (channels, parts) gradients
     const auto run = [&](std::int64_t task, float* scratch) {
-        const std::int64_t channel = task / parts.count, part = task % parts.count, begin = channel * images;
-        kernels.filter_backward({&plan, element, &grad, &x, &grad_x, weight + channel * size, slots + task * size,
-                                 begin + parts.first(part), begin + parts.first(part + 1),
-                                 past_cache(3 * x.count() * plan.pixels() * 4)},
+        const std::int64_t channel = work.channel(task), part = work.part(task);
+        kernels.filter_backward({&plan, element, &grad, &x, &grad_x, weight + channel * size,
+                                 slots + (channel * parts + part) * size, parts * size, channel,
+                                 work.channels_of(task), images, work.parts.first(part), work.parts.first(part + 1),
+                                 past_cache(bytes)},
                                 scratch);
     };
-    for_each_task(kernels, plan, channels * parts.count, 2 * bytes_of(plan, x.count()), threads, run);
-    if (parts.count == 1) return;
-    for (std::int64_t channel = 0; channel < channels; ++channel) {
+    for_each_task(kernels, plan, work.tasks(), bytes, threads, run);
+    for (std::int64_t channel = 0; parts > 1 && channel < channels; ++channel) {
         float* const total = grad_weight + channel * size;
-        const float* slot = slots + channel * parts.count * size;
+        const float* slot = slots + channel * parts * size;
         std::copy_n(slot, size, total);
-        for (std::int64_t part = 1; part < parts.count; ++part) {
+        for (std::int64_t part = 1; part < parts; ++part) {
             slot += size;
             for (std::int64_t i = 0; i < size; ++i) total[i] += slot[i];
         }
@@ -145,7 +161,7 @@ double focal_loss(const FocalCall& call) {
     return sum / (static_cast<double>(call.pred.count()) * static_cast<double>(call.plan.pixels()));
 }
 
-void focal_gradient(const FocalCall& call, float scale, const Images& grad_pred) {
+void focal_gradient(const FocalCall& call, double scale, const Images& grad_pred) {
     const float of_all = call.largest_of_all ? focal_largest(call) : 0.0f;
     for_each_focal_part(call, call.largest_of_all ? &of_all : nullptr,
                         [&](const SpectralKernels& kernels, const FocalTask& task, float* scratch) {

@@ -60,6 +60,6 @@ struct FocalCall {
 double focal_loss(const FocalCall& call);
 
 // grad_pred = scale * inverse transform(weight / largest * d).
-void focal_gradient(const FocalCall& call, float scale, const Images& grad_pred);
+void focal_gradient(const FocalCall& call, double scale, const Images& grad_pred);
 
 }  // namespace medsora

@@ -5,14 +5,18 @@
 
 namespace medsora {
 
-// Images first .. last - 1 of one channel. weight: of that channel.
+// Images first .. last - 1 of `channels` channels from `channel` on, no more channels than are worked on together.
+// weight: of the first channel; those of the others follow. images: of one channel. past_cache: whether results are
+// written past the caches.
 struct FilterTask {
     const SpectralPlan* plan;
     Element element;
     const Images *x, *y;
     const float* weight;
-    std::int64_t first, last;
-    bool past_cache;  // images of the result are written past the caches
+    std::int64_t channel;
+    int channels;
+    std::int64_t images, first, last;
+    bool past_cache;
 };
 
 struct FilterBackwardTask {
@@ -21,7 +25,10 @@ struct FilterBackwardTask {
     const Images *grad, *x, *grad_x;
     const float* weight;
     float* grad_weight;  // overwritten
-    std::int64_t first, last;
+    std::int64_t grad_weight_apart;  // floats from one channel to the next
+    std::int64_t channel;
+    int channels;
+    std::int64_t images, first, last;
     bool past_cache;
 };
 
@@ -34,14 +41,15 @@ struct FocalTask {
     std::int64_t first, last;
 };
 
-// Floats of scratch memory, aligned to 64 bytes and zero at first, that each piece of work of a plan gets.
+// Each piece of work gets scratch memory of so many floats, aligned to 64 bytes.
 struct SpectralKernels {
+    int (*channels_together)(const SpectralPlan& plan);
     std::int64_t (*scratch)(const SpectralPlan& plan);
     void (*filter)(const FilterTask& task, float* scratch);
     void (*filter_backward)(const FilterBackwardTask& task, float* scratch);
     void (*largest)(const FocalTask& task, float* largest, float* scratch);
     void (*losses)(const FocalTask& task, double* losses, float* scratch);
-    void (*gradient)(const FocalTask& task, float scale, const Images& grad_pred, float* scratch);
+    void (*gradient)(const FocalTask& task, double scale, const Images& grad_pred, float* scratch);
 };
 
 SpectralKernels spectral_kernels_baseline();
