@@ -72,8 +72,8 @@ $(READY): $(SOURCES)
 	  print("native operators:", f"{why} (make -B setup)" if why else "built")'
 	@touch $@
 
-# Every access outside memory and every undefined operation ends the program; see csrc/sanitize. Two warnings are off,
-# which GCC gives for its own immintrin.h and for vectors as arguments of functions in one file.
+# Every access outside memory and every undefined operation ends the program; see csrc/sanitize. One warning is off, which
+# GCC gives for its own immintrin.h.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1 -fopenmp
 CHECKED  := $(patsubst csrc/%.cpp,build/sanitize/%.o,$(wildcard csrc/cpu/*.cpp csrc/sanitize/*.cpp))
 
@@ -83,6 +83,6 @@ build/sanitize/check: $(CHECKED)
 build/sanitize/%.o: csrc/%.cpp Makefile
 	@mkdir -p $(@D)
 	@echo "compiling $<"
-	@$(CXX) -std=c++17 -Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi $(SANITIZE) -MMD -MP -c $< -o $@
+	@$(CXX) -std=c++17 -Wall -Wextra -Wno-maybe-uninitialized $(SANITIZE) -MMD -MP -c $< -o $@
 
 -include $(CHECKED:.o=.d)
