@@ -4,8 +4,8 @@ Operators stand in torch's library with the name of a backend as their last argu
 thread or after the block of `use_backend`; by that name it goes to the backend that was asked for.
 
 That library's way costs some 0.1 ms of Python and dispatch a call, more than a small scan. So it is taken only where
-somebody needs to see the operator: torch.compile, fake tensors, a mode that watches. Ordinary eager calls go straight to
-the implementation, recorded by an autograd function of the same two halves.
+somebody needs to see the operator: torch.compile, fake tensors, a mode that watches. Ordinary eager calls go straight
+to the implementation, recorded by an autograd function of the same two halves.
 """
 
 from __future__ import annotations
