@@ -213,6 +213,7 @@ def _(grads, *arguments):
 
 def _gradient(operator, tensors):
     """The two halves of an operator's autograd. It keeps its inputs only; backward computes the rest again."""
+
     def keep(ctx, inputs, output):
         tables = inputs[tensors] if operator == "path_scan" else []
         ctx.settings = inputs[tensors + 1 :] if operator == "path_scan" else inputs[tensors:]

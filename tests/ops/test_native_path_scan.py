@@ -118,8 +118,8 @@ def too_far(found, plain, right, what, times=2):
 def judge_all(cases):
     """Outputs and large gradients of every case; gradients of few numbers of all cases at once.
 
-    Each of the latter is one sum with one rounding error, which either side may have small by luck: only many together tell
-    how exact it is. Random contributions add up to about the root of their number, by which cases are weighed.
+    Each of the latter is one sum with one rounding error, which either side may have small by luck: only many together
+    tell how exact it is. Random contributions add up to about the root of their number, by which cases are weighed.
     """
     faults, pools = [], {name: ([], [], []) for name in NAMES}
     for case in cases:
