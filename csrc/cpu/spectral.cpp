@@ -36,9 +36,6 @@ void for_each_task(const SpectralKernels& kernels, const SpectralPlan& plan, std
     }
 }
 
-// Whether a call that moves so many bytes leaves the caches behind, so that its results had better pass them by.
-bool past_cache(std::int64_t bytes) { return bytes > 12 << 20; }
-
 // Images are cut into parts that only their numbers decide, never the threads: sums over parts are always the same.
 struct Parts {
     std::int64_t count, images;
@@ -69,6 +66,12 @@ struct FilterWork {
 
 std::int64_t bytes_of(const SpectralPlan& plan, Element element, std::int64_t images) {
     return images * plan.pixels() * (element == Element::bfloat16 ? 2 : 4);
+}
+
+// Whether a call that moves so many bytes leaves the caches behind, so that its results had better pass them by. An
+// image is then written as one, so its rows must lie side by side.
+bool past_cache(const SpectralPlan& plan, Element element, const Images& results, std::int64_t bytes) {
+    return bytes > 12 << 20 && results.row * plan.height == bytes_of(plan, element, 1);
 }
 
 // Calls run(kernels, task, scratch) for parts of the images.
@@ -109,7 +112,8 @@ void spectral_filter(const SpectralPlan& plan, Element element, const Images& x,
     const auto run = [&](std::int64_t task, float* scratch) {
         const std::int64_t channel = work.channel(task), part = work.part(task);
         kernels.filter({&plan, element, &x, &y, weight + 2 * channel * plan.bins(), channel, work.channels_of(task),
-                        images, work.parts.first(part), work.parts.first(part + 1), past_cache(bytes)},
+                        images, work.parts.first(part), work.parts.first(part + 1),
+                        past_cache(plan, element, y, bytes)},
                        scratch);
     };
     for_each_task(kernels, plan, work.tasks(), bytes, threads, run);
@@ -134,7 +138,7 @@ void spectral_filter_backward(const SpectralPlan& plan, Element element, const I
         kernels.filter_backward({&plan, element, &grad, &x, &grad_x, weight + channel * size,
                                  slots + (channel * parts + part) * size, parts * size, channel,
                                  work.channels_of(task), images, work.parts.first(part), work.parts.first(part + 1),
-                                 past_cache(bytes)},
+                                 past_cache(plan, element, grad_x, bytes)},
                                 scratch);
     };
     for_each_task(kernels, plan, work.tasks(), bytes, threads, run);
