@@ -17,6 +17,10 @@ constexpr struct { int height, width; } sides[] = {
     {1, 1}, {1, 6}, {7, 1}, {2, 2}, {3, 5}, {4, 9}, {8, 8}, {10, 16}, {16, 24}, {15, 21}, {26, 22}, {34, 19}, {40, 24},
     {48, 40},
 };
+// As many images of these as make results pass the caches by, if their rows lie side by side.
+constexpr struct { int height, width; std::int64_t gap; } many_of[] = {{15, 21, 0}, {16, 32, 0}, {15, 21, 3}};
+constexpr std::int64_t caches_cannot_keep = 13 << 19;  // bytes, to read and as many to write
+
 constexpr std::int64_t videos = 2, channels = 3, frames = 2, images = videos * channels * frames;
 
 // Sums along rows, then along columns; orthonormal. sign: -1 forward, 1 back.
@@ -62,28 +66,43 @@ Spectrum acting(const double* half, int height, int width) {
     return weight;
 }
 
-// The images of (channels, videos, frames) in that order, in memory as (videos, channels, frames, rows) with gaps.
+// The images of (channels, videos, frames) in that order, all frames several times in a row; in memory as (videos,
+// channels, frames, rows) with gaps.
 template <typename T>
 class Stack {
 public:
-    Stack(int height, int width)
-        : height_(height), width_(width), pitch_(width + 3), plane_(height * pitch_ + 2),
-          memory_(images * plane_ - 5), view_{memory_.bytes(), {channels, videos, frames}, {}, size(pitch_)} {
-        view_.strides = {size(frames * plane_), size(channels * frames * plane_), size(plane_)};
+    Stack(int height, int width, std::int64_t copies = 1, std::int64_t gap = 3)
+        : height_(height), width_(width), copies_(copies), pitch_(width + gap), plane_(height * pitch_ + 2),
+          memory_(images * copies * plane_ - gap - 2), view_{memory_.bytes(), {}, {}, size(pitch_)} {
+        const std::int64_t all = frames * copies;
+        view_.sizes = {channels, videos, all};
+        view_.strides = {size(all * plane_), size(channels * all * plane_), size(plane_)};
     }
     const Images& view() const { return view_; }
-    void fill(const Values& values) {
-        for (std::int64_t i = 0; i < images * height_ * width_; ++i) at(i) = stored_as<T>(values[i]);
+    std::int64_t count() const { return images * copies_ * height_ * width_; }
+    Values repeated(const Values& once) const {
+        const std::int64_t block = frames * height_ * width_;
+        Values values;
+        for (std::int64_t first = 0; first < images * height_ * width_; first += block) {
+            for (std::int64_t copy = 0; copy < copies_; ++copy) {
+                values.insert(values.end(), once.begin() + first, once.begin() + first + block);
+            }
+        }
+        return values;
+    }
+    void fill(const Values& once) {
+        const Values values = repeated(once);
+        for (std::int64_t i = 0; i < count(); ++i) at(i) = stored_as<T>(values[i]);
     }
     Values values() {
         Values found;
-        for (std::int64_t i = 0; i < images * height_ * width_; ++i) found.push_back(value_of(at(i)));
+        for (std::int64_t i = 0; i < count(); ++i) found.push_back(value_of(at(i)));
         return found;
     }
     void check(const char* name) {
         memory_.check_guards(name);
         std::vector<bool> between(memory_.size(), true);
-        for (std::int64_t i = 0; i < images * height_ * width_; ++i) between[&at(i) - memory_.data()] = false;
+        for (std::int64_t i = 0; i < count(); ++i) between[&at(i) - memory_.data()] = false;
         const Guarded<T> fresh(1);
         for (std::int64_t i = 0; i < memory_.size(); ++i) {
             expect(!between[i] || std::memcmp(&memory_[i], &fresh[0], sizeof(T)) == 0, name, ": written between rows");
@@ -96,7 +115,7 @@ private:
         const std::int64_t image = i / (height_ * width_), row = i / width_ % height_, column = i % width_;
         return *(reinterpret_cast<T*>(view_.at(image) + row * view_.row) + column);
     }
-    std::int64_t height_, width_, pitch_, plane_;
+    std::int64_t height_, width_, copies_, pitch_, plane_;
     Guarded<T> memory_;
     Images view_;
 };
@@ -140,7 +159,8 @@ Filtered filtered(const Values& x, const Values& grad, const Values& weight, int
 }
 
 template <typename T>
-void check_filter(const Setting& setting, int height, int width, Element element, double tolerance) {
+void check_filter(const Setting& setting, int height, int width, Element element, double tolerance,
+                  std::int64_t copies = 1, std::int64_t gap = 3) {
     Numbers numbers(height * 1000 + width);
     const auto tables = spectral_plan(height, width);
     const std::int64_t pixels = height * width;
@@ -148,7 +168,8 @@ void check_filter(const Setting& setting, int height, int width, Element element
     const Values x_values = drawn<T>(images * pixels, numbers), grad_values = drawn<T>(images * pixels, numbers);
     Guarded<float> weights(weight.size(), 1), grad_weights(weight.size(), 1);
     std::copy(weight.begin(), weight.end(), weights.data());
-    Stack<T> x(height, width), y(height, width), grad(height, width), grad_x(height, width);
+    Stack<T> x(height, width, copies), y(height, width, copies, gap);
+    Stack<T> grad(height, width, copies), grad_x(height, width, copies, gap);
     x.fill(x_values);
     grad.fill(grad_values);
     spectral_filter(tables->plan, element, x.view(), weights.data(), y.view(), channels, setting.isa, setting.threads);
@@ -157,11 +178,13 @@ void check_filter(const Setting& setting, int height, int width, Element element
     for (Stack<T>* stack : {&x, &y, &grad, &grad_x}) stack->check("images");
     weights.check_guards("weight");
     grad_weights.check_guards("gradient of weight");
-    expect(x.values() == x_values && grad.values() == grad_values, "x or the gradient of y: written to");
-    const Filtered wanted = filtered(x_values, grad_values, weight, height, width);
+    expect(x.values() == x.repeated(x_values), "x: written to");
+    expect(grad.values() == x.repeated(grad_values), "gradient of y: written to");
+    Filtered wanted = filtered(x_values, grad_values, weight, height, width);
+    for (double& slope : wanted.grad_weight) slope *= copies;
     const std::string size = " of " + std::to_string(height) + " x " + std::to_string(width);
-    expect_near(y.values(), wanted.y, tolerance, "y" + size);
-    expect_near(grad_x.values(), wanted.grad_x, tolerance, "gradient of x" + size);
+    expect_near(y.values(), y.repeated(wanted.y), tolerance, "y" + size);
+    expect_near(grad_x.values(), y.repeated(wanted.grad_x), tolerance, "gradient of x" + size);
     expect_near(values_of(grad_weights), wanted.grad_weight, 1e-5, "gradient of weight" + size);
 }
 
@@ -235,6 +258,13 @@ void filter_all(const Setting& setting) {
     for (const auto& side : sides) {
         check_filter<float>(setting, side.height, side.width, Element::float32, 2e-6);
         check_filter<std::uint16_t>(setting, side.height, side.width, Element::bfloat16, 4e-3);
+    }
+    for (const auto& many : many_of) {
+        const std::int64_t pixels = images * many.height * many.width;
+        check_filter<float>(setting, many.height, many.width, Element::float32, 2e-6,
+                            caches_cannot_keep / (4 * pixels) + 1, many.gap);
+        check_filter<std::uint16_t>(setting, many.height, many.width, Element::bfloat16, 4e-3,
+                                    caches_cannot_keep / (2 * pixels) + 1, many.gap);
     }
 }
 
