@@ -12,5 +12,6 @@ record.py        tables and JSON
 environment.py   where and of what something was measured
 conftest.py      how all this stands in pytest-benchmark, with playback.py
 
-train_step.py times a whole training step of the denoiser, compensation.py compares structures of the video VAE.
+train_step.py times a whole training step of the denoiser, short_runs.py the stages of short training runs by turns;
+compensation.py compares structures of the video VAE.
 """
