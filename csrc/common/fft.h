@@ -1,8 +1,9 @@
 // Fourier transforms of any length on any element type: a SIMD vector of numbers on the CPU, one number on a GPU.
 //
 // transform() runs the passes of a plan from one buffer to another and back (Stockham's form: input and output in
-// natural order); transform_from() and transform_into() read or write elsewhere at the first or last pass. Forward only, e^(-2 pi i jk / n), not normalised; the inverse is the forward transform of the values
-// with real and imaginary parts exchanged. Internal linkage: each instruction set gets its own copy.
+// natural order); transform_from() and transform_into() read or write elsewhere at the first or last pass. Forward
+// only, e^(-2 pi i jk / n), not normalised; the inverse is the forward transform of the values with real and imaginary
+// parts exchanged. Internal linkage: each instruction set gets its own copy.
 #pragma once
 
 #include <cstddef>
@@ -18,9 +19,9 @@
 #define MEDSORA_HOST_DEVICE inline
 #endif
 #endif
-#if defined(__CUDACC__) || defined(__clang__)
+#if defined(__CUDA_ARCH__) || defined(__clang__)
 #define MEDSORA_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #define MEDSORA_UNROLL _Pragma("GCC unroll 16")
 #else
 #define MEDSORA_UNROLL
@@ -195,6 +196,41 @@ struct Dft<16> {
     }
 };
 
+// The number below A * B with these remainders.
+template <int A, int B>
+MEDSORA_HOST_DEVICE constexpr int with_remainders(int of_a, int of_b) {
+    int found = of_a;
+    while (found % B != of_b) found += A;
+    return found;
+}
+
+// A product of coprime lengths without twiddles, by the numbering of Good and Thomas. A is odd.
+template <int A, int B>
+struct CoprimeDft {
+    template <typename T, typename In, typename Out>
+    static MEDSORA_HOST_DEVICE void run(In in, Out out, const Twiddle* roots) {
+        Complex<T> a[A][B];
+        MEDSORA_UNROLL
+        for (int j = 0; j < B; ++j) {
+            Dft<A>::template run<T>([&](int i) { return in((B * i + A * j) % (A * B)); },
+                                    [&](int i, const Complex<T>& value) { a[i][j] = value; }, roots);
+        }
+        MEDSORA_UNROLL
+        for (int i = 0; i < A; ++i) {
+            Dft<B>::template run<T>(
+                [&](int j) { return a[i][j]; },
+                [&](int j, const Complex<T>& value) { out(with_remainders<A, B>(i, j), value); }, roots);
+        }
+    }
+};
+
+template <>
+struct Dft<6> : CoprimeDft<3, 2> {};
+template <>
+struct Dft<10> : CoprimeDft<5, 2> {};
+template <>
+struct Dft<12> : CoprimeDft<3, 4> {};
+
 // A pass reads its inputs by in(index) and hands out its results by out(index, value), index from 0 to n - 1; what
 // in.from(index) and out.from(index) give counts from there.
 template <int R, bool turned, typename T, typename In, typename Out>
@@ -281,8 +317,11 @@ MEDSORA_HOST_DEVICE_CALL void run_any_pass(const FftPlan& plan, int i, const In&
         case 3: return run_pass<3, T>(pass, plan.table, in, out);
         case 4: return run_pass<4, T>(pass, plan.table, in, out);
         case 5: return run_pass<5, T>(pass, plan.table, in, out);
+        case 6: return run_pass<6, T>(pass, plan.table, in, out);
         case 7: return run_pass<7, T>(pass, plan.table, in, out);
         case 8: return run_pass<8, T>(pass, plan.table, in, out);
+        case 10: return run_pass<10, T>(pass, plan.table, in, out);
+        case 12: return run_pass<12, T>(pass, plan.table, in, out);
         case 16: return run_pass<16, T>(pass, plan.table, in, out);
         default: return run_dense_pass<T>(pass, plan.table, in, out);
     }

@@ -17,7 +17,7 @@ struct FftPass {
     int count;     // butterflies that differ in their twiddles
     int stride;    // butterflies that share them, side by side
     int twiddles;  // where in the table (count) rows of radix - 1 begin
-    int roots;     // where the radix roots of unity begin, for odd radices
+    int roots;     // where the roots of unity begin, as many as the odd factor of the radix; none if that is 1
 };
 
 struct FftPlan {
@@ -41,16 +41,28 @@ inline Twiddle turn(long long k, long long n) {
     return {static_cast<float>(re), static_cast<float>(im)};
 }
 
-// The radices of n in the order of the passes: powers of two together in as few passes as radix 16 allows and as even
-// as they come, then the odd primes.
-inline std::vector<int> radices(int n) {
+// The odd primes of n, ascending.
+inline std::vector<int> odd_primes(int n) {
     std::vector<int> found;
+    while (n % 2 == 0) n /= 2;
+    for (int prime = 3; n > 1; prime += 2) {
+        if (prime * prime > n) prime = n;
+        for (; n % prime == 0; n /= prime) found.push_back(prime);
+    }
+    return found;
+}
+
+// The radices of n in the order of the passes: odd primes, then powers of two in as few passes as radix 16 allows and
+// as even as they come. Where 2 or 4 would be left for a pass of its own, it goes with a 3 or 5 as radix 6, 10 or 12.
+inline std::vector<int> radices(int n) {
+    std::vector<int> found = odd_primes(n);
     int twos = 0;
     for (; n % 2 == 0; n /= 2) ++twos;
-    for (int prime = 3; n > 1; prime += 2) {
-        for (; n % prime == 0; n /= prime) found.push_back(prime);
-        if (prime * prime > n && n > 1) {
-            found.push_back(n);
+    const int left_over = twos % 4;
+    for (int& radix : found) {
+        if ((left_over == 1 && radix <= 5) || (left_over == 2 && radix == 3)) {
+            radix <<= left_over;
+            twos -= left_over;
             break;
         }
     }
@@ -60,12 +72,6 @@ inline std::vector<int> radices(int n) {
         twos -= bits;
     }
     return found;
-}
-
-inline int largest_radix(int n) {
-    int largest = 1;
-    for (int radix : radices(n)) largest = radix > largest ? radix : largest;
-    return largest;
 }
 
 // Appends the tables of a transform of n points; plan.table must be set once `tables` no longer grows, to its start.
@@ -83,9 +89,9 @@ inline FftPlan plan_fft(int n, std::vector<Twiddle>& tables) {
             }
         }
         pass.roots = static_cast<int>(tables.size());
-        if (radix % 2 != 0) {
-            for (int j = 0; j < radix; ++j) tables.push_back(turn(j, radix));
-        }
+        int odd = radix;
+        while (odd % 2 == 0) odd /= 2;
+        for (int j = 0; odd > 1 && j < odd; ++j) tables.push_back(turn(j, odd));
         left /= radix;
         stride *= radix;
     }

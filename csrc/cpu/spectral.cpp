@@ -85,7 +85,8 @@ void for_each_focal_part(const FocalCall& call, const float* largest, Run run) {
                              call.weight, largest,      parts.first(part), parts.first(part + 1)};
         run(kernels, task, scratch);
     };
-    for_each_task(kernels, call.plan, parts.count, 2 * bytes_of(call.plan, call.element, images), call.threads, run_part);
+    const std::int64_t bytes = 2 * bytes_of(call.plan, call.element, images);
+    for_each_task(kernels, call.plan, parts.count, bytes, call.threads, run_part);
 }
 
 // NaN if there is one among them.
