@@ -1,0 +1,227 @@
+"""Long scans, forward: a program walks along one sequence and head, chunk by chunk, and carries the state in registers.
+
+Within a chunk the scan is products of matrices (Dao and Gu, arXiv 2405.21060, section 6). With scores S = C B^T and the
+decays M between the tokens of a chunk, which begins with the state H:
+
+    y = (S * M * step) x + since * (C H)                since: the decay from the chunk's start through a token
+    H after = whole * H + B^T (step * until * x)        until: from a token to the chunk's end; whole: over the chunk
+
+A head's channels are independent given the scores, so a wide head is cut among programs.
+
+    SIZES    heads, head_dim, groups, state, taps (0 where there is no convolution)
+    BLOCKS   tokens of a chunk, channels of a program, numbers of the state; powers of two, 16 at least
+    states   (programs, segments, state, channels) float32, at the start of every SEGMENT-th chunk, for the way back
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts
+from medsora_ops.triton_math import LOG2E, matmul, sigmoid, silu_slope, softplus
+
+
+@triton.jit
+def place_of_program(SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """A sequence, a head, its group and part, the channels of that part and which are real."""
+    PARTS: tl.constexpr = (SIZES[1] + BLOCKS[1] - 1) // BLOCKS[1]
+    program = tl.program_id(0)
+    part = program % PARTS
+    head = program // PARTS % SIZES[0]
+    channel = part * BLOCKS[1] + tl.arange(0, BLOCKS[1])
+    group = head // (SIZES[0] // SIZES[2])
+    return program // PARTS // SIZES[0], head, group, part, channel, channel < SIZES[1]
+
+
+@triton.jit
+def sequence_of(tensor, batch, head):
+    """Where a sequence's rows of one head begin, and the way from token to token. tensor (batch, token, head, column)."""
+    pointer, batch_stride, token_stride, head_stride = tensor
+    return pointer + batch.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride, token_stride
+
+
+@triton.jit
+def addresses(sequence, place, column):
+    start, token_stride = sequence
+    return start + place.to(tl.int64)[:, None] * token_stride + column[None, :]
+
+
+@triton.jit
+def tile_of(sequence, place, inside, column, wanted):
+    return tl.load(addresses(sequence, place, column), mask=inside[:, None] & wanted[None, :], other=0.0)
+
+
+@triton.jit
+def store_tile(sequence, place, inside, column, wanted, value):
+    at = addresses(sequence, place, column)
+    tl.store(at, value.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+
+
+@triton.jit
+def sequence_steps(sequence, place, inside, bias, SOFTPLUS: tl.constexpr):
+    """dt with its bias, and after softplus, zero behind the end: [tokens] each."""
+    start, token_stride = sequence
+    before = tl.load(start + place.to(tl.int64) * token_stride, mask=inside, other=0.0).to(tl.float32) + bias
+    if SOFTPLUS:
+        step = softplus(before)
+    else:
+        step = before
+    return before, tl.where(inside, step, 0.0)
+
+
+@triton.jit
+def walk_steps(rows, walk, bias, column):
+    before = column_of(rows, walk, column) + bias
+    return before, tl.where(walk[4], softplus(before), 0.0)
+
+
+@triton.jit
+def activated(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
+    before = convolved(rows, walk, filters, channel, wanted, WIDTH, TAPS)
+    return before * sigmoid(before)
+
+
+@triton.jit
+def chunk_decay(step, rate):
+    """log2 of the decay from the chunk's start through each token, [tokens], and through the last."""
+    total = tl.cumsum(rate * LOG2E * step, axis=0)
+    row = tl.arange(0, step.shape[0])
+    return total, tl.sum(tl.where(row == step.shape[0] - 1, total, 0.0), axis=0)
+
+
+@triton.jit
+def chunk_decays(total):
+    """[i, j]: the decay from token j to i, zero from later ones. Masked before exp: it may overflow there."""
+    row = tl.arange(0, total.shape[0])
+    return tl.exp2(tl.where(row[:, None] >= row[None, :], total[:, None] - total[None, :], float("-inf")))
+
+
+@triton.jit
+def chunk_output(x, step, total, b, c, state, OPERANDS: tl.constexpr):
+    """y without D x: [tokens, channels]."""
+    weights = matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total) * step[None, :]
+    return matmul(weights, x, OPERANDS) + tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
+
+
+@triton.jit
+def state_after(x, step, total, whole, b, state, OPERANDS: tl.constexpr):
+    """[state, channels]"""
+    reaching = x.to(tl.float32) * (step * tl.exp2(whole - total))[:, None]
+    return tl.exp2(whole) * state + matmul(tl.trans(b), reaching, OPERANDS)
+
+
+@triton.jit
+def store_state(states, program, first, segments, state, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr):
+    """Keep the state before token `first` if a segment begins there. Transposed, [channels, state], as going back reads it."""
+    if first % (SEGMENT * BLOCKS[0]) == 0:
+        n = tl.arange(0, BLOCKS[2])
+        channel = tl.arange(0, BLOCKS[1])
+        at = states + (program.to(tl.int64) * segments + first // (SEGMENT * BLOCKS[0])) * (BLOCKS[1] * BLOCKS[2])
+        tl.store(at + channel[None, :] * BLOCKS[2] + n[:, None], state)
+
+
+@triton.jit(do_not_specialize=["length", "segments"])
+def ssd_scan_fwd_kernel(
+    x, dt, B, C, z, y, grad_y, grad_z, A, D, dt_bias, initial, final, states, length, segments,
+    SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """One program a sequence, head and part of its channels. Writes what is not None of y, the final states, the states
+    on the way, and the gradient of z (which needs y before its gate, but none of what comes later).
+
+    x, dt, B, C, z, y, grad_y, grad_z: (pointer, batch stride, token stride, head or group stride)
+    D: (pointer, head stride, channel stride). initial, final: (batch, heads, head_dim, state), contiguous.
+    """
+    OPERANDS: tl.constexpr = x[0].dtype.element_ty
+    batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    row = tl.arange(0, BLOCKS[0])
+    n = tl.arange(0, BLOCKS[2])
+    real = n < SIZES[3]
+    rate = tl.load(A + head).to(tl.float32)
+    bias = 0.0
+    if dt_bias is not None:
+        bias = tl.load(dt_bias + head).to(tl.float32)
+    kept = (batch.to(tl.int64) * SIZES[0] + head) * (SIZES[1] * SIZES[3])
+    kept = kept + channel[None, :] * SIZES[3] + n[:, None]
+    if initial is not None:
+        state = tl.load(initial + kept, mask=real[:, None] & wanted[None, :], other=0.0).to(tl.float32)
+    else:
+        state = tl.zeros([BLOCKS[2], BLOCKS[1]], tl.float32)
+    for first in range(0, length, BLOCKS[0]):
+        place = first + row
+        inside = place < length
+        if states is not None:
+            store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
+        _, step = sequence_steps(sequence_of(dt, batch, head), place, inside, bias, SOFTPLUS)
+        total, whole = chunk_decay(step, rate)
+        values = tile_of(sequence_of(x, batch, head), place, inside, channel, wanted)
+        b = tile_of(sequence_of(B, batch, group), place, inside, n, real).to(OPERANDS)
+        if (y is not None) or (grad_z is not None):
+            c = tile_of(sequence_of(C, batch, group), place, inside, n, real).to(OPERANDS)
+            mixed = chunk_output(values, step, total, b, c, state, OPERANDS)
+            if D is not None:
+                skip = tl.load(D[0] + head * D[1] + channel * D[2], mask=wanted, other=0.0).to(tl.float32)
+                mixed += skip[None, :] * values.to(tl.float32)
+            if z is not None:
+                gate = tile_of(sequence_of(z, batch, head), place, inside, channel, wanted).to(tl.float32)
+                opened = sigmoid(gate)
+                if grad_z is not None:
+                    grad = tile_of(sequence_of(grad_y, batch, head), place, inside, channel, wanted).to(tl.float32)
+                    grad = grad * mixed * silu_slope(gate, opened)
+                    store_tile(sequence_of(grad_z, batch, head), place, inside, channel, wanted, grad)
+                mixed *= gate * opened
+            if y is not None:
+                store_tile(sequence_of(y, batch, head), place, inside, channel, wanted, mixed)
+        state = state_after(values, step, total, whole, b, state, OPERANDS)
+    if final is not None:
+        tl.store(final + kept, state, mask=real[:, None] & wanted[None, :])
+
+
+@triton.jit
+def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: tl.constexpr):
+    """The walk over one chunk of a sequence, numbered over all videos."""
+    place = first + tl.arange(0, BLOCK_T)
+    return (table, number // sequences, number % sequences * stride, place, place < length, length, reverse)
+
+
+@triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "segments"])
+def path_scan_chunk_fwd_kernel(
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, y_video_stride, direction_stride, states,
+    table, length, sequences, stride, segments,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """One program a sequence of a video, direction, head and part of its channels.
+
+    y: before its gate, (directions, videos, tokens, E) in grid order: both directions of a token meet there.
+    """
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    STATE: tl.constexpr = SIZES[3]
+    OPERANDS: tl.constexpr = rows.dtype.element_ty
+    given = (rows, video_stride, token_stride)
+    filters = (conv_weight, conv_bias)
+    sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    direction = sequence % DIRECTIONS
+    out = (y + direction.to(tl.int64) * direction_stride, y_video_stride, WIDTH)
+    n = tl.arange(0, BLOCKS[2])
+    real = n < STATE
+    rate = tl.load(A + head).to(tl.float32)
+    bias = tl.load(dt_bias + head).to(tl.float32)
+    skip = tl.load(D + head).to(tl.float32)
+    column = head * SIZES[1] + channel
+    of_b = WIDTH + group * STATE + n
+    of_c = of_b + SIZES[2] * STATE
+    state = tl.zeros([BLOCKS[2], BLOCKS[1]], tl.float32)
+    for first in range(0, length, BLOCKS[0]):
+        walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCKS[0])
+        if states is not None:
+            store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
+        _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
+        total, whole = chunk_decay(step, rate)
+        b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
+        c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
+        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
+        mixed = chunk_output(x, step, total, b, c, state, OPERANDS) + skip * x
+        at, inside = row_starts(out, walk, 0)
+        at = at[:, None] + column[None, :]
+        tl.store(at, mixed.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+        state = state_after(x, step, total, whole, b, state, OPERANDS)

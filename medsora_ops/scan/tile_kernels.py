@@ -1,0 +1,154 @@
+"""`path_scan` of short sequences, forward: a program takes a tile of whole sequences through everything, both ways.
+
+Sequences of up to BLOCK_T tokens need no state. With scores S = C B^T, shared by the heads of a group, and the decays
+M between tokens, y = (S * M * step) x (Dao and Gu, arXiv 2405.21060, the quadratic form). RMSNorm runs over many heads,
+so a program keeps what its heads gave until the last of them is done, in scratch that belongs to the program and not to
+the tile: small enough to stay in the second-level cache.
+
+    SIZES      heads, head_dim, groups, state, taps, heads that a norm runs over
+    BLOCKS     tokens, channels of a head, numbers of the state at a time, heads of a norm; powers of two
+    gated      y * silu(z), (programs, directions, BLOCK_T, E) in a float type of the host's choice
+    squares    sums of its squares, (programs, directions, heads, BLOCK_T) float32
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts, rows_before
+from medsora_ops.triton_math import LOG2E, matmul, pick, sigmoid, softplus
+
+
+@triton.jit
+def packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T: tl.constexpr):
+    """The walk over a tile of whole sequences, and the sequence of the tile that each token belongs to."""
+    row = tl.arange(0, BLOCK_T)
+    packed = BLOCK_T // length
+    local = row // length
+    number = tile * packed + local
+    inside = (local < packed) & (number < videos * sequences)
+    return (table, number // sequences, number % sequences * stride, row - local * length, inside, length, reverse), local
+
+
+@triton.jit
+def not_after(local):
+    """[i, j]: token j is of i's sequence and not after it."""
+    row = tl.arange(0, local.shape[0])
+    return (local[:, None] == local[None, :]) & (row[:, None] >= row[None, :])
+
+
+@triton.jit
+def summed_decay(step, rate, causal):
+    """log2 of the decay since a sequence's start: [tokens]. Summed within sequences: another's NaN stays there."""
+    return tl.sum(tl.where(causal, (rate * LOG2E * step)[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def decays(total, causal):
+    """[i, j]: the decay from token j to i, zero unless causal. Masked before exp: a future difference may overflow."""
+    return tl.exp2(tl.where(causal, total[:, None] - total[None, :], float("-inf")))
+
+
+@triton.jit
+def group_projections(rows, walk, filters, group, first, SIZES: tl.constexpr, BLOCK_N: tl.constexpr):
+    """BLOCK_N numbers of a group's B and C before SiLU, and their channels: [tokens, BLOCK_N] each."""
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    state = first + tl.arange(0, BLOCK_N)
+    wanted = state < SIZES[3]
+    of_b = WIDTH + group * SIZES[3] + state
+    of_c = of_b + SIZES[2] * SIZES[3]
+    b = convolved(rows, walk, filters, of_b, wanted, WIDTH, SIZES[4])
+    c = convolved(rows, walk, filters, of_c, wanted, WIDTH, SIZES[4])
+    return b, c, of_b, of_c, wanted
+
+
+@triton.jit
+def head_steps(rows, walk, dt_bias, head, SIZES: tl.constexpr):
+    """dt before softplus: [tokens]."""
+    column = 2 * SIZES[0] * SIZES[1] + 2 * SIZES[2] * SIZES[3] + head
+    return column_of(rows, walk, column) + tl.load(dt_bias + head).to(tl.float32)
+
+
+@triton.jit
+def head_channels(head, SIZES: tl.constexpr, BLOCK_P: tl.constexpr):
+    """The channels of a head, and which of BLOCK_P are real."""
+    within = tl.arange(0, BLOCK_P)
+    return head * SIZES[1] + within, within < SIZES[1]
+
+
+@triton.jit
+def norm_sum(sums, head, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """sums (heads, BLOCK_T), added up over the heads that share this head's norm: [tokens]."""
+    which = tl.arange(0, BLOCKS[3])
+    row = tl.arange(0, BLOCKS[0])
+    first = head // SIZES[5] * SIZES[5]
+    kept = sums + (first + which)[:, None] * BLOCKS[0] + row[None, :]
+    return tl.sum(tl.load(kept, mask=(which < SIZES[5])[:, None], other=0.0), axis=0)
+
+
+@triton.jit(do_not_specialize=["lengths", "sequences", "strides", "first_tiles", "tiles", "videos"])
+def path_scan_tile_fwd_kernel(
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
+    outs, out_video_stride, tables, lengths, sequences, strides, first_tiles, tiles, videos, gated, squares,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """One launch for all paths: tile t belongs to the last path whose first tile is not after it."""
+    HEADS: tl.constexpr = SIZES[0]
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    TAPS: tl.constexpr = SIZES[4]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    OPERANDS: tl.constexpr = rows.dtype.element_ty
+    given = (rows, video_stride, token_stride)
+    filters = (conv_weight, conv_bias)
+    row = tl.arange(0, BLOCK_T)
+    program = tl.program_id(0).to(tl.int64)
+    gated += program * DIRECTIONS * BLOCK_T * WIDTH
+    squares += program * DIRECTIONS * HEADS * BLOCK_T
+    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        path = 0
+        for p in tl.static_range(1, len(first_tiles)):
+            path += (tile >= first_tiles[p]).to(tl.int32)
+        place_of_tile = tile - pick(path, first_tiles), pick(path, tables), pick(path, lengths)
+        place_of_path = pick(path, sequences), pick(path, strides), videos
+        for direction in range(DIRECTIONS):
+            walk, local = packed_walk(*place_of_tile, *place_of_path, direction == 1, BLOCK_T)
+            causal = not_after(local)
+            # Walking back, the token at place p of its sequence is the one at length - 1 - p of the grid's order.
+            turned = tl.where(walk[4], direction * (walk[5] - 1 - 2 * walk[3]), 0) + row
+            for group in range(SIZES[2]):
+                scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+                for first in range(0, SIZES[3], BLOCKS[2]):
+                    b, c, _b, _c, _wanted = group_projections(given, walk, filters, group, first, SIZES, BLOCKS[2])
+                    scores += matmul(c * sigmoid(c), tl.trans(b * sigmoid(b)), OPERANDS)
+                for head in range(group * (HEADS // SIZES[2]), (group + 1) * (HEADS // SIZES[2])):
+                    step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
+                    total = summed_decay(step, tl.load(A + head).to(tl.float32), causal)
+                    weights = scores * decays(total, causal) * step[None, :]
+                    channel, wanted = head_channels(head, SIZES, BLOCK_P)
+                    x = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                    x = x * sigmoid(x)
+                    z = rows_before(given, walk, channel, wanted, 0)
+                    y = matmul(weights, x, OPERANDS) + tl.load(D + head).to(tl.float32) * x
+                    u = y * z * sigmoid(z)
+                    kept = gated + (direction * BLOCK_T + turned)[:, None] * WIDTH + channel[None, :]
+                    tl.store(kept, u.to(gated.dtype.element_ty), mask=wanted[None, :])
+                    kept = squares + (direction * HEADS + head) * BLOCK_T + turned
+                    tl.store(kept, tl.sum(u * u, axis=1))
+        tl.debug_barrier()  # what follows reads what other threads of this program have written
+        walk, local = packed_walk(*place_of_tile, *place_of_path, False, BLOCK_T)
+        out = (pick(path, outs), out_video_stride, WIDTH)
+        for head in range(HEADS):
+            channel, wanted = head_channels(head, SIZES, BLOCK_P)
+            normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+            mask = walk[4][:, None] & wanted[None, :]
+            for direction in range(DIRECTIONS):
+                square = norm_sum(squares + direction * HEADS * BLOCK_T, head, SIZES, BLOCKS)
+                kept = gated + (direction * BLOCK_T + row)[:, None] * WIDTH + channel[None, :]
+                u = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
+                normed += u * tl.rsqrt(square / (SIZES[5] * SIZES[1]) + eps)[:, None]
+            normed *= tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
+            at, _inside = row_starts(out, walk, 0)
+            tl.store(at[:, None] + channel[None, :], normed.to(out[0].dtype.element_ty), mask=mask)
+        tl.debug_barrier()  # before the next tile writes the scratch anew

@@ -1,0 +1,155 @@
+"""Launches of the tile kernels: what of `path_scan` they need to know, scratch, and gradients of parameters.
+
+One launch forward, whatever the number of paths; back, one for each path and one that sums the parameters' gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medsora_ops.launch import launch, multiprocessors, on_device
+
+LONGEST_TILE = 64  # tokens of a sequence that one program can take whole
+REDUCED = 64  # columns of parameters' gradients that a program sums
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """How the work is cut: tokens of a tile, numbers of the state at a time, programs for each multiprocessor."""
+
+    tokens: int = 64
+    state: int = 64
+    programs: int = 2
+    num_warps: int = 8
+    num_stages: int = 1
+
+    def options(self) -> dict:
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """The sizes of one call."""
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    taps: int
+    directions: int
+    eps: float
+    norm_group_size: int
+
+    @classmethod
+    def of(cls, conv_weight, dt_bias, norm_weight, head_dim, groups, bidirectional, eps, norm_group_size):
+        mixed, taps = conv_weight.shape
+        state = (mixed - norm_weight.shape[0]) // (2 * groups)
+        return cls(dt_bias.shape[0], head_dim, groups, state, taps, 2 if bidirectional else 1, eps, norm_group_size)
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_dim
+
+    def constants(self, config: TileConfig) -> dict:
+        norm_heads = self.norm_group_size // self.head_dim
+        blocks = (config.tokens, _block(self.head_dim), min(config.state, _block(self.state)), _power(norm_heads))
+        sizes = (self.heads, self.head_dim, self.groups, self.state, self.taps, norm_heads)
+        return dict(DIRECTIONS=self.directions, SIZES=sizes, BLOCKS=blocks)
+
+
+def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides, mixer: Mixer, config: TileConfig):
+    """rows (B, T, channels), channels contiguous -> one (B, T, E) a path."""
+    videos, tokens, _ = rows.shape
+    outputs = [rows.new_empty(videos, tokens, mixer.width) for _ in offsets]
+    lengths, sequences, tiles = _cut(rows, offsets, config)
+    programs = min(sum(tiles), config.programs * multiprocessors(rows.device))
+    kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
+    gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=kept)
+    squares = rows.new_empty(programs * mixer.directions * config.tokens * mixer.heads, dtype=torch.float32)
+    first_tiles = tuple(sum(tiles[:i]) for i in range(len(tiles)))
+    with on_device(rows):
+        launch(
+            _tile_kernels().path_scan_tile_fwd_kernel,
+            programs,
+            *(rows, *rows.stride()[:2], *parameters, mixer.eps),
+            *(tuple(outputs), tokens * mixer.width, tuple(offsets), lengths, sequences, tuple(strides)),
+            *(first_tiles, sum(tiles), videos, gated, squares),
+            **mixer.constants(config),
+            **config.options(),
+        )
+    return outputs
+
+
+def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig) -> list[Tensor]:
+    """Gradients of rows and of the parameters that are not None."""
+    videos = rows.shape[0]
+    grad_rows = rows.new_empty(rows.shape)
+    given = [p for p in parameters if p is not None]
+    found_parameters = [torch.empty_like(p) for p in given]
+    lengths, sequences, tiles = _cut(rows, offsets, config)
+    programs = [min(count, config.programs * multiprocessors(rows.device)) for count in tiles]
+    sums = rows.new_empty(
+        max(programs) * mixer.directions * 2 * mixer.heads * config.tokens, dtype=torch.float32
+    )
+    # Each parameter begins at a multiple of what one program sums.
+    sizes = [0 if p is None else p.numel() for p in parameters]
+    ends = [0]
+    for size in sizes:
+        ends.append(ends[-1] + -(-size // REDUCED) * REDUCED)
+    segments, width = tuple(ends[:-1]), ends[-1]
+    found = rows.new_empty(sum(programs), width, dtype=torch.float32)
+    with on_device(rows):
+        for path, (grad, table, stride) in enumerate(zip(grads, offsets, strides, strict=True)):
+            launch(
+                _backward_kernels().path_scan_tile_bwd_kernel,
+                programs[path],
+                *(rows, *rows.stride()[:2], *parameters, mixer.eps),
+                *(grad, *grad.stride()[:2], grad_rows, *grad_rows.stride()[:2]),
+                *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
+                *(sums, found[sum(programs[:path]) :], segments, width),
+                **mixer.constants(config),
+                **config.options(),
+            )
+        launch(
+            _backward_kernels().sum_rows_kernel,
+            width // REDUCED,
+            *(found, found.shape[0], width, tuple(found_parameters)),
+            *(tuple(s for s, size in zip(segments, sizes, strict=True) if size), tuple(p.numel() for p in given)),
+            BLOCK_ROWS=64,
+            BLOCK=REDUCED,
+        )
+    return [grad_rows, *found_parameters]
+
+
+def _cut(rows: Tensor, offsets, config: TileConfig):
+    """For each path its length, its sequences in one video, and the tiles that they fill."""
+    lengths = tuple(table.shape[0] for table in offsets)
+    sequences = tuple(rows.shape[1] // length for length in lengths)
+    return lengths, sequences, [
+        -(-rows.shape[0] * count // (config.tokens // length)) for length, count in zip(lengths, sequences, strict=True)
+    ]  # fmt: skip
+
+
+def _power(size: int) -> int:
+    return 1 << (size - 1).bit_length()
+
+
+def _block(size: int) -> int:
+    """The matrix units want 16 at least."""
+    return max(16, _power(size))
+
+
+def _tile_kernels():
+    from medsora_ops.scan import tile_kernels
+
+    return tile_kernels
+
+
+def _backward_kernels():
+    from medsora_ops.scan import tile_backward_kernels
+
+    return tile_backward_kernels

@@ -1,0 +1,120 @@
+"""How a kernel walks along a path: which rows of the grid a tile of tokens visits, and the convolution on the way.
+
+A tile holds BLOCK_T tokens: short sequences, whole, one behind the other and numbered over all videos, or a piece of a
+long one. A reverse scan is the same walk with the table of offsets read from its end; nothing else knows directions.
+
+    walk = (table, video, start, place, inside, length, reverse)    the tokens of a tile; the middle three are vectors
+    rows = (pointer, video stride, token stride)                    a tensor (videos, tokens, channels) in grid order
+    filters = (weights (channels, taps), biases or None)            of the convolution
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from medsora_ops.triton_math import silu_slope
+
+
+@triton.jit
+def row_starts(rows, walk, back):
+    """Addresses of the rows `back` steps before each token, and whether there is one. 64-bit: batches pass 2^31."""
+    pointer, video_stride, token_stride = rows
+    table, video, start, place, inside, length, reverse = walk
+    place = place - back
+    inside = inside & (place >= 0)
+    token = start + tl.load(table + tl.where(reverse, length - 1 - place, place), mask=inside, other=0)
+    return pointer + video.to(tl.int64) * video_stride + token.to(tl.int64) * token_stride, inside
+
+
+@triton.jit
+def rows_before(rows, walk, column, wanted, back):
+    """Columns of the rows `back` steps before each token, zero before a sequence's first: [tokens, columns] float32."""
+    at, inside = row_starts(rows, walk, back)
+    return tl.load(
+        at[:, None] + column[None, :], mask=inside[:, None] & wanted[None, :], other=0.0
+    ).to(tl.float32)  # fmt: skip
+
+
+@triton.jit
+def column_of(rows, walk, column):
+    """One column of each token's row: [tokens] float32."""
+    at, inside = row_starts(rows, walk, 0)
+    return tl.load(at + column, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def visited(mask, visits):
+    return mask.to(tl.int32) * visits > 0  # the interpreter cannot `and` a mask with one truth
+
+
+@triton.jit
+def add_to_rows(rows, walk, column, wanted, value, visits):
+    """Add to columns of each token's own row; write them if `visits` is 0, as nothing is there yet."""
+    at, inside = row_starts(rows, walk, 0)
+    at, mask = at[:, None] + column[None, :], inside[:, None] & wanted[None, :]
+    value += tl.load(at, mask=visited(mask, visits), other=0.0).to(tl.float32)
+    tl.store(at, value.to(rows[0].dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_to_column(rows, walk, column, value, visits):
+    at, inside = row_starts(rows, walk, 0)
+    value += tl.load(at + column, mask=visited(inside, visits), other=0.0).to(tl.float32)
+    tl.store(at + column, value.to(rows[0].dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def add_to(address, value, mask, visits):
+    """Add to float32 numbers that this program alone sums; write them if `visits` is 0."""
+    tl.store(address, value + tl.load(address, mask=visited(mask, visits), other=0.0), mask=mask)
+
+
+@triton.jit
+def add_number(address, value, visits):
+    tl.store(address, value + tl.load(address, mask=visits > 0, other=0.0))
+
+
+@triton.jit
+def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
+    """The causal convolution of channels of (x, B, C) before its SiLU: [tokens, channels] float32."""
+    weights, biases = filters
+    place = walk[3]
+    total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
+    for back in tl.static_range(TAPS):
+        weight = tl.load(weights + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0).to(tl.float32)
+        total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
+    if biases is not None:
+        total += tl.load(biases + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    return total
+
+
+@triton.jit
+def convolve_back(
+    grad, before, sigmoid_before, rows, grad_rows, walk, filters, grad_filters, channel, wanted, row_visits, visits,
+    WIDTH: tl.constexpr, TAPS: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of SiLU's result to those of the rows, the weights and the biases, each added to memory.
+
+    A tile must hold whole sequences: the gradient of a row is gathered from the tokens after it.
+    """
+    weights, _ = filters
+    grad_weights, grad_biases = grad_filters
+    _, _, _, place, inside, length, _ = walk
+    grad = tl.where(inside[:, None], grad * silu_slope(before, sigmoid_before), 0.0)
+    row = tl.arange(0, grad.shape[0])
+    of_rows = tl.zeros(grad.shape, tl.float32)
+    for back in tl.static_range(TAPS):
+        if back == 0:
+            later = grad
+        else:
+            index = tl.minimum(row + back, grad.shape[0] - 1)
+            later = tl.gather(grad, tl.broadcast_to(index[:, None], grad.shape), 0)
+            later = tl.where((place + back < length)[:, None], later, 0.0)
+        tap = channel * TAPS + (TAPS - 1 - back)
+        of_rows += tl.load(weights + tap, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
+        of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
+        add_to(grad_weights + tap, of_weight, wanted, visits)
+    add_to_rows(grad_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
+    if grad_biases is not None:
+        add_to(grad_biases + channel, tl.sum(grad, axis=0), wanted, visits)

@@ -1,0 +1,57 @@
+"""What the Triton kernels share: the functions of the field in float32, matrix products, a choice among tuples.
+
+Every kernel converts what it loads to float32 at once and back when it stores. Only operands of a matrix product take
+the type of the rows again, for the matrix units.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from medsora_ops.launch import INTERPRETED
+
+_INTERPRETED = tl.constexpr(INTERPRETED)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def sigmoid(x):
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def silu_slope(x, sigmoid_x):
+    """The derivative of x * sigmoid(x)."""
+    return sigmoid_x * (1.0 + x * (1.0 - sigmoid_x))
+
+
+@triton.jit
+def softplus(x):
+    # log(1 + e) forgets a small e; there the series up to e^6 is exact to float32.
+    e = tl.exp2(tl.abs(x) * -LOG2E)
+    series = e * (1.0 - e * (0.5 - e * (1.0 / 3 - e * (0.25 - e * (0.2 - e * (1.0 / 6))))))
+    return tl.maximum(x, 0.0) + tl.where(e < 0.0625, series, tl.log(1.0 + e))
+
+
+@triton.jit
+def matmul(a, b, OPERANDS: tl.constexpr):
+    """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32 (three tf32 products).
+
+    Never give it the transpose of another product: Triton 3.4 to 3.7.0 miscompiles that on Hopper.
+    """
+    if _INTERPRETED:  # there half types are wrong in tl.dot
+        return tl.dot(a.to(OPERANDS).to(tl.float32), b.to(OPERANDS).to(tl.float32))
+    elif OPERANDS == tl.float32:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
+    else:
+        return tl.dot(a.to(OPERANDS), b.to(OPERANDS))
+
+
+@triton.jit
+def pick(which, values):
+    """values[which], for a tuple of scalars or pointers and a number known only when the kernel runs."""
+    found = values[0]
+    for i in tl.static_range(1, len(values)):
+        found = tl.where(which == i, values[i], found)
+    return found
