@@ -6,12 +6,14 @@ the type of the rows again, for the matrix units.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from medsora_ops.launch import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
+_SETTLES = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -32,6 +34,19 @@ def softplus(x):
     e = tl.exp2(tl.abs(x) * -LOG2E)
     series = e * (1.0 - e * (0.5 - e * (1.0 / 3 - e * (0.25 - e * (0.2 - e * (1.0 / 6))))))
     return tl.maximum(x, 0.0) + tl.where(e < 0.0625, series, tl.log(1.0 + e))
+
+
+@triton.jit
+def settled(x):
+    """x, computed once, in the layout that it was computed in.
+
+    The compiler likes to carry a product's operands through all elementwise work in the layout of the product, in
+    which several warps hold, and then compute, the same numbers. An opaque move stops it. On other GPUs nothing happens.
+    """
+    if _SETTLES:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
+    else:
+        return x
 
 
 @triton.jit

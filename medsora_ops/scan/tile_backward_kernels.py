@@ -1,11 +1,12 @@
 """The gradient of `path_scan` of short sequences: a program takes a tile of whole sequences back through everything.
 
-Nothing was kept from the pass forward. A first round over the heads finds what RMSNorm needs of all of them, for each
-token the sums of u^2 and of u * d(norm's result), with u = y * silu(z); a second round goes back head by head.
-The directions, and several paths one launch after another, add to the same rows of d(zxbcdt), always in one order.
+Nothing was kept from the pass forward. A first round over the heads computes y again and finds what RMSNorm needs of
+all heads, for each token the sums of u^2 and of u * d(norm's result), with u = y * silu(z); a second round goes back
+head by head. The directions, and several paths one launch after another, add to the same rows of d(zxbcdt), always in
+one order. What is needed transposed goes through memory: registers are short, and see `matmul`.
 
-Scratch of a program: sums (directions, 2, heads, BLOCK_T) float32. Gradients of parameters: one row a program, `found`,
-summed by `sum_rows_kernel`. SIZES and BLOCKS as in tile_kernels.py.
+Scratch of a program: y (BLOCK_T, E); sums (2, heads, BLOCK_T) float32; turned (BLOCK_T, BLOCK_T) in the operands' type.
+Gradients of parameters: one row a program, `found`, summed by `sum_rows_kernel`. SIZES and BLOCKS: tile_kernels.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import triton.language as tl
 from medsora_ops.scan.tile_kernels import (
     decays,
     group_projections,
+    group_scores,
     head_channels,
     head_steps,
     norm_sum,
@@ -24,32 +26,34 @@ from medsora_ops.scan.tile_kernels import (
     summed_decay,
 )
 from medsora_ops.scan.walk_kernels import add_number, add_to, add_to_column, add_to_rows, convolve_back, convolved, rows_before
-from medsora_ops.triton_math import matmul, sigmoid, silu_slope, softplus
+from medsora_ops.triton_math import matmul, settled, sigmoid, silu_slope, softplus
 
 
 @triton.jit
-def turned_decays(total, causal_turned):
-    """[j, i]: the decay from token j to i."""
-    return tl.exp2(tl.where(causal_turned, total[None, :] - total[:, None], float("-inf")))
+def turned_decays(total, local):
+    """[j, i]: the decay from token j to i, zero unless i is of j's sequence and not before it."""
+    row = tl.arange(0, local.shape[0])
+    causal = (local[:, None] == local[None, :]) & (row[:, None] <= row[None, :])
+    return tl.exp2(tl.where(causal, total[None, :] - total[:, None], float("-inf")))
 
 
 @triton.jit
-def gated_head(rows, walk, filters, weights, D, head, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr,
-               OPERANDS: tl.constexpr):  # fmt: skip
-    """What a head's y was made from and how it is gated: x before and its sigmoid, x, y, z, sigmoid(z)."""
-    before = convolved(rows, walk, filters, channel, wanted, WIDTH, TAPS)
-    gate = sigmoid(before)
-    x = before * gate
-    y = matmul(weights, x, OPERANDS) + tl.load(D + head).to(tl.float32) * x
-    z = rows_before(rows, walk, channel, wanted, 0)
-    return before, gate, x, y, z, sigmoid(z)
+def store_turned(turned, x):
+    row = tl.arange(0, x.shape[0])
+    tl.store(turned + row[None, :] * x.shape[0] + row[:, None], x.to(turned.dtype.element_ty))
+
+
+@triton.jit
+def load_turned(turned, SIZE: tl.constexpr):
+    row = tl.arange(0, SIZE)
+    return tl.load(turned + row[:, None] * SIZE + row[None, :]).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["length", "sequences", "stride", "tiles", "videos", "earlier_paths"])
 def path_scan_tile_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
     grad, grad_video_stride, grad_token_stride, grad_rows, grad_rows_video_stride, grad_rows_token_stride,
-    table, length, sequences, stride, tiles, videos, earlier_paths, sums, found, segments, found_width,
+    table, length, sequences, stride, tiles, videos, earlier_paths, kept_y, sums, turned, found, segments, found_width,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,  
 ):  # fmt: skip
     """One path. earlier_paths: add to grad_rows, which an earlier path has written.
@@ -71,109 +75,109 @@ def path_scan_tile_bwd_kernel(
     filters = (conv_weight, conv_bias)
     row = tl.arange(0, BLOCK_T)
     program = tl.program_id(0).to(tl.int64)
-    sums += program * DIRECTIONS * 2 * HEADS * BLOCK_T
+    kept_y += program * BLOCK_T * WIDTH
+    sums += program * 2 * HEADS * BLOCK_T
+    products = sums + HEADS * BLOCK_T
+    turned += program * BLOCK_T * BLOCK_T
     found += program * found_width
     if conv_bias is not None:
         to_filters = (found + segments[0], found + segments[1])
     else:
         to_filters = (found + segments[0], None)
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
-        for direction in range(DIRECTIONS):
+        for direction in tl.range(DIRECTIONS, disable_licm=True):
             walk, local = packed_walk(tile, table, length, sequences, stride, videos, direction == 1, BLOCK_T)
-            causal = not_after(local)
-            causal_turned = (local[:, None] == local[None, :]) & (row[:, None] <= row[None, :])
-            # How often this program has added to its row of `found`, and how often somebody to the tile's rows.
+            # How often this program has added to its row of `found`, and how often anyone to the tile's rows.
             visits = tile - tl.program_id(0) + direction
             row_visits = direction + earlier_paths
-            squares = sums + direction * 2 * HEADS * BLOCK_T
-            for group in range(SIZES[2]):
-                scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                for first in range(0, SIZES[3], BLOCKS[2]):
-                    b, c, at_b, at_c, wanted_n = group_projections(given, walk, filters, group, first, SIZES, BLOCKS[2])
-                    scores += matmul(c * sigmoid(c), tl.trans(b * sigmoid(b)), OPERANDS)
-                for head in range(group * PER_GROUP, (group + 1) * PER_GROUP):
+            for group in tl.range(SIZES[2], disable_licm=True):
+                scores = group_scores(given, walk, filters, group, OPERANDS, SIZES, BLOCKS)
+                for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
+                    rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
                     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
-                    total = summed_decay(step, tl.load(A + head).to(tl.float32), causal)
-                    weights = scores * decays(total, causal) * step[None, :]
+                    weights = scores * decays(summed_decay(step, rate, local), local) * step[None, :]
                     channel, wanted = head_channels(head, SIZES, BLOCK_P)
-                    before, gate_x, x, y, z, gate = gated_head(
-                        given, walk, filters, weights, D, head, channel, wanted, WIDTH, TAPS, OPERANDS
+                    before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                    x = settled(before * sigmoid(before))
+                    y = matmul(weights, x, OPERANDS) + skip * x
+                    tl.store(
+                        kept_y + row[:, None] * WIDTH + channel[None, :],
+                        y.to(kept_y.dtype.element_ty),
+                        mask=wanted[None, :],
                     )
-                    u = y * z * gate
+                    z = rows_before(given, walk, channel, wanted, 0)
+                    u = y * z * sigmoid(z)
                     of_norm = rows_before(given_grad, walk, channel, wanted, 0)
                     of_norm *= tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
-                    tl.store(squares + head * BLOCK_T + row, tl.sum(u * u, axis=1))
-                    tl.store(squares + (HEADS + head) * BLOCK_T + row, tl.sum(u * of_norm, axis=1))
+                    tl.store(sums + head * BLOCK_T + row, tl.sum(u * u, axis=1))
+                    tl.store(products + head * BLOCK_T + row, tl.sum(u * of_norm, axis=1))
             tl.debug_barrier()  # what follows reads what other threads of this program have written
-            for group in range(SIZES[2]):
-                scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                turned_scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)  # B C^T: see matmul for why not a transpose
-                for first in range(0, SIZES[3], BLOCKS[2]):
-                    b, c, at_b, at_c, wanted_n = group_projections(given, walk, filters, group, first, SIZES, BLOCKS[2])
-                    b *= sigmoid(b)
-                    c *= sigmoid(c)
-                    scores += matmul(c, tl.trans(b), OPERANDS)
-                    turned_scores += matmul(b, tl.trans(c), OPERANDS)
+            for group in tl.range(SIZES[2], disable_licm=True):
+                scores = group_scores(given, walk, filters, group, OPERANDS, SIZES, BLOCKS)
+                store_turned(turned, scores)
+                tl.debug_barrier()
                 of_scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                of_turned_scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                for head in range(group * PER_GROUP, (group + 1) * PER_GROUP):
+                for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
                     rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
+                    channel, wanted = head_channels(head, SIZES, BLOCK_P)
+                    # RMSNorm: out = u r w, r = (mean u^2 + eps)^(-1/2).
+                    y = tl.load(kept_y + row[:, None] * WIDTH + channel[None, :], mask=wanted[None, :], other=0.0)
+                    y = y.to(tl.float32)
+                    z = rows_before(given, walk, channel, wanted, 0)
+                    gate = sigmoid(z)
+                    u = y * z * gate
+                    r = tl.rsqrt(norm_sum(sums, head, SIZES, BLOCKS) / NORMED + eps)
+                    of_out = rows_before(given_grad, walk, channel, wanted, 0)
+                    add_to(found + segments[5] + channel, tl.sum(of_out * u * r[:, None], axis=0), wanted, visits)
+                    weight = tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)
+                    shared = norm_sum(products, head, SIZES, BLOCKS) * r * r * r / NORMED
+                    of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
+                    # The gate.
+                    add_to_rows(to_rows, walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
+                    of_y = settled(of_u * z * gate)
+                    # y = (scores * decays * step) x + skip x
+                    before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                    gate = sigmoid(before)
+                    x = settled(before * gate)
+                    slope = silu_slope(before, gate)
+                    add_number(found + segments[4] + head, tl.sum(of_y * x), visits)
                     before_step = head_steps(given, walk, dt_bias, head, SIZES)
                     step = softplus(before_step)
-                    total = summed_decay(step, rate, causal)
-                    decayed = decays(total, causal) * step[None, :]
-                    channel, wanted = head_channels(head, SIZES, BLOCK_P)
-                    before, gate_x, x, y, z, gate = gated_head(
-                        given, walk, filters, scores * decayed, D, head, channel, wanted, WIDTH, TAPS, OPERANDS
-                    )
-                    # RMSNorm: out = u r w, r = (mean u^2 + eps)^(-1/2).
-                    of_out = rows_before(given_grad, walk, channel, wanted, 0)
-                    weight = tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)
-                    square = norm_sum(squares, head, SIZES, BLOCKS)
-                    product = norm_sum(squares + HEADS * BLOCK_T, head, SIZES, BLOCKS)
-                    r = tl.rsqrt(square / NORMED + eps)
-                    u = y * z * gate
-                    of_weight = tl.sum(of_out * u * r[:, None], axis=0)
-                    add_to(found + segments[5] + channel, of_weight, wanted, visits)
-                    of_u = of_out * weight[None, :] * r[:, None] - u * (product * r * r * r / NORMED)[:, None]
-                    # The gate and the skip.
-                    of_z = of_u * y * silu_slope(z, gate)
-                    add_to_rows(to_rows, walk, channel, wanted, of_z, row_visits)
-                    of_y = of_u * z * gate
-                    add_number(found + segments[4] + head, tl.sum(of_y * x), visits)
-                    # y = (scores * decayed) x
-                    of_products = matmul(of_y, tl.trans(x), OPERANDS) * decayed
+                    total = summed_decay(step, rate, local)
+                    of_products = matmul(of_y, tl.trans(x), OPERANDS) * decays(total, local) * step[None, :]
                     of_scores += of_products
-                    of_totals = of_products * scores
-                    # The same, transposed, from products of their own.
-                    turned = turned_decays(total, causal_turned)
-                    of_turned_scores += matmul(x, tl.trans(of_y), OPERANDS) * turned * step[:, None]
-                    of_kept = matmul(turned_scores * turned, of_y, OPERANDS)
+                    weights = load_turned(turned, BLOCK_T) * turned_decays(total, local)
+                    of_kept = matmul(weights, of_y, OPERANDS)
                     of_x = skip * of_y + step[:, None] * of_kept
                     # total_i - total_j stands in the exponent, where total_i is the sum of rate * step up to i.
+                    of_totals = of_products * scores
                     of_total = tl.sum(of_totals, axis=1) - tl.sum(of_totals, axis=0)
-                    of_sum = tl.sum(tl.where(causal, of_total[:, None], 0.0), axis=0)
+                    of_sum = tl.sum(tl.where(not_after(local), of_total[:, None], 0.0), axis=0)
                     add_number(found + segments[3] + head, tl.sum(of_sum * step), visits)
                     of_step = (tl.sum(of_kept * x, axis=1) + rate * of_sum) * sigmoid(before_step)
                     add_number(found + segments[2] + head, tl.sum(of_step), visits)
                     add_to_column(to_rows, walk, DT + head, of_step, row_visits)
                     convolve_back(
-                        of_x, before, gate_x, given, to_rows, walk, filters, to_filters, channel, wanted, row_visits,
-                        visits, WIDTH, TAPS,
+                        of_x * slope, given, to_rows, walk, filters, to_filters, channel, wanted, row_visits, visits,
+                        WIDTH, TAPS,
                     )  # fmt: skip
-                for first in range(0, SIZES[3], BLOCKS[2]):
+                tl.debug_barrier()
+                store_turned(turned, of_scores)
+                tl.debug_barrier()
+                for first in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
                     b, c, at_b, at_c, wanted_n = group_projections(given, walk, filters, group, first, SIZES, BLOCKS[2])
                     gate_b, gate_c = sigmoid(b), sigmoid(c)
-                    of_b = matmul(of_turned_scores, c * gate_c, OPERANDS)
-                    of_c = matmul(of_scores, b * gate_b, OPERANDS)
+                    of_b = matmul(load_turned(turned, BLOCK_T), settled(c * gate_c), OPERANDS)
+                    of_c = matmul(of_scores, settled(b * gate_b), OPERANDS)
                     convolve_back(
-                        of_b, b, gate_b, given, to_rows, walk, filters, to_filters, at_b, wanted_n, row_visits, visits,
-                        WIDTH, TAPS,
+                        of_b * silu_slope(b, gate_b), given, to_rows, walk, filters, to_filters, at_b, wanted_n,
+                        row_visits, visits, WIDTH, TAPS,
                     )  # fmt: skip
                     convolve_back(
-                        of_c, c, gate_c, given, to_rows, walk, filters, to_filters, at_c, wanted_n, row_visits, visits,
-                        WIDTH, TAPS,
+                        of_c * silu_slope(c, gate_c), given, to_rows, walk, filters, to_filters, at_c, wanted_n,
+                        row_visits, visits, WIDTH, TAPS,
                     )  # fmt: skip
+                tl.debug_barrier()  # the next group writes `turned` anew
             tl.debug_barrier()  # the next direction or tile adds to the same rows and writes the scratch anew
 
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts, rows_before
-from medsora_ops.triton_math import LOG2E, matmul, pick, sigmoid, softplus
+from medsora_ops.triton_math import LOG2E, matmul, pick, settled, sigmoid, softplus
 
 
 @triton.jit
@@ -39,15 +39,15 @@ def not_after(local):
 
 
 @triton.jit
-def summed_decay(step, rate, causal):
+def summed_decay(step, rate, local):
     """log2 of the decay since a sequence's start: [tokens]. Summed within sequences: another's NaN stays there."""
-    return tl.sum(tl.where(causal, (rate * LOG2E * step)[None, :], 0.0), axis=1)
+    return tl.sum(tl.where(not_after(local), (rate * LOG2E * step)[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def decays(total, causal):
+def decays(total, local):
     """[i, j]: the decay from token j to i, zero unless causal. Masked before exp: a future difference may overflow."""
-    return tl.exp2(tl.where(causal, total[:, None] - total[None, :], float("-inf")))
+    return tl.exp2(tl.where(not_after(local), total[:, None] - total[None, :], float("-inf")))
 
 
 @triton.jit
@@ -61,6 +61,16 @@ def group_projections(rows, walk, filters, group, first, SIZES: tl.constexpr, BL
     b = convolved(rows, walk, filters, of_b, wanted, WIDTH, SIZES[4])
     c = convolved(rows, walk, filters, of_c, wanted, WIDTH, SIZES[4])
     return b, c, of_b, of_c, wanted
+
+
+@triton.jit
+def group_scores(rows, walk, filters, group, OPERANDS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """C B^T of a group: [tokens, tokens]."""
+    scores = tl.zeros([BLOCKS[0], BLOCKS[0]], tl.float32)
+    for first in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
+        b, c, at_b, at_c, wanted = group_projections(rows, walk, filters, group, first, SIZES, BLOCKS[2])
+        scores += matmul(settled(c * sigmoid(c)), tl.trans(settled(b * sigmoid(b))), OPERANDS)
+    return scores
 
 
 @triton.jit
@@ -96,6 +106,7 @@ def path_scan_tile_fwd_kernel(
     """One launch for all paths: tile t belongs to the last path whose first tile is not after it."""
     HEADS: tl.constexpr = SIZES[0]
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
     TAPS: tl.constexpr = SIZES[4]
     BLOCK_T: tl.constexpr = BLOCKS[0]
     BLOCK_P: tl.constexpr = BLOCKS[1]
@@ -112,38 +123,33 @@ def path_scan_tile_fwd_kernel(
             path += (tile >= first_tiles[p]).to(tl.int32)
         place_of_tile = tile - pick(path, first_tiles), pick(path, tables), pick(path, lengths)
         place_of_path = pick(path, sequences), pick(path, strides), videos
-        for direction in range(DIRECTIONS):
+        for direction in tl.range(DIRECTIONS, disable_licm=True):
             walk, local = packed_walk(*place_of_tile, *place_of_path, direction == 1, BLOCK_T)
-            causal = not_after(local)
             # Walking back, the token at place p of its sequence is the one at length - 1 - p of the grid's order.
             turned = tl.where(walk[4], direction * (walk[5] - 1 - 2 * walk[3]), 0) + row
-            for group in range(SIZES[2]):
-                scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                for first in range(0, SIZES[3], BLOCKS[2]):
-                    b, c, _b, _c, _wanted = group_projections(given, walk, filters, group, first, SIZES, BLOCKS[2])
-                    scores += matmul(c * sigmoid(c), tl.trans(b * sigmoid(b)), OPERANDS)
-                for head in range(group * (HEADS // SIZES[2]), (group + 1) * (HEADS // SIZES[2])):
+            for group in tl.range(SIZES[2], disable_licm=True):
+                scores = group_scores(given, walk, filters, group, OPERANDS, SIZES, BLOCKS)
+                for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
+                    rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
                     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
-                    total = summed_decay(step, tl.load(A + head).to(tl.float32), causal)
-                    weights = scores * decays(total, causal) * step[None, :]
+                    weights = scores * decays(summed_decay(step, rate, local), local) * step[None, :]
                     channel, wanted = head_channels(head, SIZES, BLOCK_P)
                     x = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
-                    x = x * sigmoid(x)
+                    x = settled(x * sigmoid(x))
+                    y = matmul(weights, x, OPERANDS) + skip * x
                     z = rows_before(given, walk, channel, wanted, 0)
-                    y = matmul(weights, x, OPERANDS) + tl.load(D + head).to(tl.float32) * x
                     u = y * z * sigmoid(z)
                     kept = gated + (direction * BLOCK_T + turned)[:, None] * WIDTH + channel[None, :]
                     tl.store(kept, u.to(gated.dtype.element_ty), mask=wanted[None, :])
-                    kept = squares + (direction * HEADS + head) * BLOCK_T + turned
-                    tl.store(kept, tl.sum(u * u, axis=1))
+                    tl.store(squares + (direction * HEADS + head) * BLOCK_T + turned, tl.sum(u * u, axis=1))
         tl.debug_barrier()  # what follows reads what other threads of this program have written
         walk, local = packed_walk(*place_of_tile, *place_of_path, False, BLOCK_T)
         out = (pick(path, outs), out_video_stride, WIDTH)
-        for head in range(HEADS):
+        for head in tl.range(HEADS, disable_licm=True):
             channel, wanted = head_channels(head, SIZES, BLOCK_P)
             normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
             mask = walk[4][:, None] & wanted[None, :]
-            for direction in range(DIRECTIONS):
+            for direction in tl.range(DIRECTIONS, disable_licm=True):
                 square = norm_sum(squares + direction * HEADS * BLOCK_T, head, SIZES, BLOCKS)
                 kept = gated + (direction * BLOCK_T + row)[:, None] * WIDTH + channel[None, :]
                 u = tl.load(kept, mask=mask, other=0.0).to(tl.float32)

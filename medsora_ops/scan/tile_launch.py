@@ -92,9 +92,10 @@ def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, co
     found_parameters = [torch.empty_like(p) for p in given]
     lengths, sequences, tiles = _cut(rows, offsets, config)
     programs = [min(count, config.programs * multiprocessors(rows.device)) for count in tiles]
-    sums = rows.new_empty(
-        max(programs) * mixer.directions * 2 * mixer.heads * config.tokens, dtype=torch.float32
-    )
+    kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
+    y = rows.new_empty(max(programs) * config.tokens * mixer.width, dtype=kept)
+    sums = rows.new_empty(max(programs) * 2 * mixer.heads * config.tokens, dtype=torch.float32)
+    turned = rows.new_empty(max(programs) * config.tokens**2)
     # Each parameter begins at a multiple of what one program sums.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]
@@ -110,7 +111,7 @@ def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, co
                 *(rows, *rows.stride()[:2], *parameters, mixer.eps),
                 *(grad, *grad.stride()[:2], grad_rows, *grad_rows.stride()[:2]),
                 *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
-                *(sums, found[sum(programs[:path]) :], segments, width),
+                *(y, sums, turned, found[sum(programs[:path]) :], segments, width),
                 **mixer.constants(config),
                 **config.options(),
             )

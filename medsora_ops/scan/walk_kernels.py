@@ -13,8 +13,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.triton_math import silu_slope
-
 
 @triton.jit
 def row_starts(rows, walk, back):
@@ -81,7 +79,7 @@ def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: t
     weights, biases = filters
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
-    for back in tl.static_range(TAPS):
+    for back in tl.range(TAPS, loop_unroll_factor=2):  # all at once takes too many registers
         weight = tl.load(weights + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0).to(tl.float32)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
@@ -91,26 +89,23 @@ def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: t
 
 @triton.jit
 def convolve_back(
-    grad, before, sigmoid_before, rows, grad_rows, walk, filters, grad_filters, channel, wanted, row_visits, visits,
+    grad, rows, grad_rows, walk, filters, grad_filters, channel, wanted, row_visits, visits,
     WIDTH: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of SiLU's result to those of the rows, the weights and the biases, each added to memory.
+    """From the gradient of the convolution's result to those of the rows, the weights and the biases, each added to memory.
 
     A tile must hold whole sequences: the gradient of a row is gathered from the tokens after it.
     """
     weights, _ = filters
     grad_weights, grad_biases = grad_filters
     _, _, _, place, inside, length, _ = walk
-    grad = tl.where(inside[:, None], grad * silu_slope(before, sigmoid_before), 0.0)
+    grad = tl.where(inside[:, None], grad, 0.0)
     row = tl.arange(0, grad.shape[0])
     of_rows = tl.zeros(grad.shape, tl.float32)
-    for back in tl.static_range(TAPS):
-        if back == 0:
-            later = grad
-        else:
-            index = tl.minimum(row + back, grad.shape[0] - 1)
-            later = tl.gather(grad, tl.broadcast_to(index[:, None], grad.shape), 0)
-            later = tl.where((place + back < length)[:, None], later, 0.0)
+    for back in tl.range(TAPS):
+        index = tl.minimum(row + back, grad.shape[0] - 1)
+        later = tl.gather(grad, tl.broadcast_to(index[:, None], grad.shape), 0)
+        later = tl.where((place + back < length)[:, None], later, 0.0)
         tap = channel * TAPS + (TAPS - 1 - back)
         of_rows += tl.load(weights + tap, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
         of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
