@@ -10,7 +10,7 @@ A head's channels are independent given the scores, so a wide head is cut among 
 
     SIZES    heads, head_dim, groups, state, taps (0 where there is no convolution)
     BLOCKS   tokens of a chunk, channels of a program, numbers of the state; powers of two, 16 at least
-    states   (programs, segments, state, channels) float32, at the start of every SEGMENT-th chunk, for the way back
+    states   (programs, segments, channels, state) float32, at the start of every SEGMENT-th chunk, for the way back
 """
 
 from __future__ import annotations
@@ -36,32 +36,36 @@ def place_of_program(SIZES: tl.constexpr, BLOCKS: tl.constexpr):
 
 @triton.jit
 def sequence_of(tensor, batch, head):
-    """Where a sequence's rows of one head begin, and the way from token to token. tensor (batch, token, head, column)."""
+    """Where the rows of one head begin, and the way to the next token. The tensor is (batch, token, head, column)."""
     pointer, batch_stride, token_stride, head_stride = tensor
     return pointer + batch.to(tl.int64) * batch_stride + head.to(tl.int64) * head_stride, token_stride
 
 
 @triton.jit
-def addresses(sequence, place, column):
+def addresses(sequence, first, column, BLOCK_T: tl.constexpr):
+    """Of the tile that begins with token `first`: [tokens, columns]."""
     start, token_stride = sequence
-    return start + place.to(tl.int64)[:, None] * token_stride + column[None, :]
+    place = (first + tl.arange(0, BLOCK_T)).to(tl.int64)
+    return start + place[:, None] * token_stride + column[None, :]
 
 
 @triton.jit
-def tile_of(sequence, place, inside, column, wanted):
-    return tl.load(addresses(sequence, place, column), mask=inside[:, None] & wanted[None, :], other=0.0)
+def tile_of(sequence, first, inside, column, wanted):
+    at = addresses(sequence, first, column, inside.shape[0])
+    return tl.load(at, mask=inside[:, None] & wanted[None, :], other=0.0)
 
 
 @triton.jit
-def store_tile(sequence, place, inside, column, wanted, value):
-    at = addresses(sequence, place, column)
+def store_tile(sequence, first, inside, column, wanted, value):
+    at = addresses(sequence, first, column, inside.shape[0])
     tl.store(at, value.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit
-def sequence_steps(sequence, place, inside, bias, SOFTPLUS: tl.constexpr):
+def sequence_steps(sequence, first, inside, bias, SOFTPLUS: tl.constexpr):
     """dt with its bias, and after softplus, zero behind the end: [tokens] each."""
     start, token_stride = sequence
+    place = first + tl.arange(0, inside.shape[0])
     before = tl.load(start + place.to(tl.int64) * token_stride, mask=inside, other=0.0).to(tl.float32) + bias
     if SOFTPLUS:
         step = softplus(before)
@@ -99,9 +103,10 @@ def chunk_decays(total):
 
 @triton.jit
 def chunk_output(x, step, total, b, c, state, OPERANDS: tl.constexpr):
-    """y without D x: [tokens, channels]."""
-    weights = matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total) * step[None, :]
-    return matmul(weights, x, OPERANDS) + tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
+    """y without D x: [tokens, channels]. The step scales rows of x: along columns of S a thread would need all of it."""
+    weights = matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total)
+    carried = tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
+    return carried + matmul(weights, x.to(tl.float32) * step[:, None], OPERANDS)
 
 
 @triton.jit
@@ -113,7 +118,7 @@ def state_after(x, step, total, whole, b, state, OPERANDS: tl.constexpr):
 
 @triton.jit
 def store_state(states, program, first, segments, state, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr):
-    """Keep the state before token `first` if a segment begins there. Transposed, [channels, state], as going back reads it."""
+    """Keep the state before token `first`, if a segment begins there, as going back reads it: [channels, state]."""
     if first % (SEGMENT * BLOCKS[0]) == 0:
         n = tl.arange(0, BLOCKS[2])
         channel = tl.arange(0, BLOCKS[1])
@@ -133,48 +138,51 @@ def ssd_scan_fwd_kernel(
     D: (pointer, head stride, channel stride). initial, final: (batch, heads, head_dim, state), contiguous.
     """
     OPERANDS: tl.constexpr = x[0].dtype.element_ty
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    BLOCK_N: tl.constexpr = BLOCKS[2]
     batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
-    row = tl.arange(0, BLOCKS[0])
-    n = tl.arange(0, BLOCKS[2])
+    n = tl.arange(0, BLOCK_N)
     real = n < SIZES[3]
     rate = tl.load(A + head).to(tl.float32)
     bias = 0.0
     if dt_bias is not None:
         bias = tl.load(dt_bias + head).to(tl.float32)
-    kept = (batch.to(tl.int64) * SIZES[0] + head) * (SIZES[1] * SIZES[3])
-    kept = kept + channel[None, :] * SIZES[3] + n[:, None]
+    states_of = (batch.to(tl.int64) * SIZES[0] + head) * (SIZES[1] * SIZES[3])
     if initial is not None:
-        state = tl.load(initial + kept, mask=real[:, None] & wanted[None, :], other=0.0).to(tl.float32)
+        at = initial + states_of + (channel[None, :] * SIZES[3] + n[:, None])
+        state = tl.load(at, mask=real[:, None] & wanted[None, :], other=0.0).to(tl.float32)
     else:
-        state = tl.zeros([BLOCKS[2], BLOCKS[1]], tl.float32)
-    for first in range(0, length, BLOCKS[0]):
-        place = first + row
-        inside = place < length
+        state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+    # Unless told not to, the compiler computes all addresses in shared memory before the loop, and spills them.
+    for first in tl.range(0, length, BLOCK_T, disable_licm=True):
+        inside = first + tl.arange(0, BLOCK_T) < length
         if states is not None:
             store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
-        _, step = sequence_steps(sequence_of(dt, batch, head), place, inside, bias, SOFTPLUS)
+        _, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
         total, whole = chunk_decay(step, rate)
-        values = tile_of(sequence_of(x, batch, head), place, inside, channel, wanted)
-        b = tile_of(sequence_of(B, batch, group), place, inside, n, real).to(OPERANDS)
+        values = tile_of(sequence_of(x, batch, head), first, inside, channel, wanted)
+        b = tile_of(sequence_of(B, batch, group), first, inside, n, real).to(OPERANDS)
         if (y is not None) or (grad_z is not None):
-            c = tile_of(sequence_of(C, batch, group), place, inside, n, real).to(OPERANDS)
+            c = tile_of(sequence_of(C, batch, group), first, inside, n, real).to(OPERANDS)
             mixed = chunk_output(values, step, total, b, c, state, OPERANDS)
             if D is not None:
                 skip = tl.load(D[0] + head * D[1] + channel * D[2], mask=wanted, other=0.0).to(tl.float32)
                 mixed += skip[None, :] * values.to(tl.float32)
             if z is not None:
-                gate = tile_of(sequence_of(z, batch, head), place, inside, channel, wanted).to(tl.float32)
+                gate = tile_of(sequence_of(z, batch, head), first, inside, channel, wanted).to(tl.float32)
                 opened = sigmoid(gate)
                 if grad_z is not None:
-                    grad = tile_of(sequence_of(grad_y, batch, head), place, inside, channel, wanted).to(tl.float32)
+                    grad = tile_of(sequence_of(grad_y, batch, head), first, inside, channel, wanted).to(tl.float32)
                     grad = grad * mixed * silu_slope(gate, opened)
-                    store_tile(sequence_of(grad_z, batch, head), place, inside, channel, wanted, grad)
+                    store_tile(sequence_of(grad_z, batch, head), first, inside, channel, wanted, grad)
                 mixed *= gate * opened
             if y is not None:
-                store_tile(sequence_of(y, batch, head), place, inside, channel, wanted, mixed)
+                store_tile(sequence_of(y, batch, head), first, inside, channel, wanted, mixed)
         state = state_after(values, step, total, whole, b, state, OPERANDS)
     if final is not None:
-        tl.store(final + kept, state, mask=real[:, None] & wanted[None, :])
+        at = final + states_of + (channel[None, :] * SIZES[3] + n[:, None])
+        tl.store(at, state, mask=real[:, None] & wanted[None, :])
 
 
 @triton.jit
@@ -186,8 +194,8 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
 
 @triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "segments"])
 def path_scan_chunk_fwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, y_video_stride, direction_stride, states,
-    table, length, sequences, stride, segments,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, y_video_stride, direction_stride,
+    states, table, length, sequences, stride, segments,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence of a video, direction, head and part of its channels.
@@ -196,13 +204,16 @@ def path_scan_chunk_fwd_kernel(
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     STATE: tl.constexpr = SIZES[3]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    BLOCK_N: tl.constexpr = BLOCKS[2]
     OPERANDS: tl.constexpr = rows.dtype.element_ty
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     direction = sequence % DIRECTIONS
     out = (y + direction.to(tl.int64) * direction_stride, y_video_stride, WIDTH)
-    n = tl.arange(0, BLOCKS[2])
+    n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32)
@@ -210,9 +221,9 @@ def path_scan_chunk_fwd_kernel(
     column = head * SIZES[1] + channel
     of_b = WIDTH + group * STATE + n
     of_c = of_b + SIZES[2] * STATE
-    state = tl.zeros([BLOCKS[2], BLOCKS[1]], tl.float32)
-    for first in range(0, length, BLOCKS[0]):
-        walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCKS[0])
+    state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+    for first in tl.range(0, length, BLOCK_T, disable_licm=True):
+        walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
         if states is not None:
             store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
