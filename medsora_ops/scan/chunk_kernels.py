@@ -103,7 +103,7 @@ def chunk_decays(total):
 
 @triton.jit
 def chunk_output(x, step, total, b, c, state, OPERANDS: tl.constexpr):
-    """y without D x: [tokens, channels]. The step scales rows of x: along columns of S a thread would need all of it."""
+    """y without D x: [tokens, channels]. The step scales rows of x: along columns of S a thread needs all of it."""
     weights = matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total)
     carried = tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
     return carried + matmul(weights, x.to(tl.float32) * step[:, None], OPERANDS)
@@ -128,13 +128,13 @@ def store_state(states, program, first, segments, state, SEGMENT: tl.constexpr, 
 
 @triton.jit(do_not_specialize=["length", "segments"])
 def ssd_scan_fwd_kernel(
-    x, dt, B, C, z, y, grad_y, grad_z, A, D, dt_bias, initial, final, states, length, segments,
+    x, dt, B, C, z, y, grad_y, grad_z, grad_mixed, A, D, dt_bias, initial, final, states, length, segments,
     SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence, head and part of its channels. Writes what is not None of y, the final states, the states
-    on the way, and the gradient of z (which needs y before its gate, but none of what comes later).
+    on the way, and, from grad_y, both gradients of the gate: of z, and of what it lets through (grad_mixed).
 
-    x, dt, B, C, z, y, grad_y, grad_z: (pointer, batch stride, token stride, head or group stride)
+    x, dt, B, C, z, y, grad_y, grad_z, grad_mixed: (pointer, batch stride, token stride, head or group stride)
     D: (pointer, head stride, channel stride). initial, final: (batch, heads, head_dim, state), contiguous.
     """
     OPERANDS: tl.constexpr = x[0].dtype.element_ty
@@ -174,8 +174,10 @@ def ssd_scan_fwd_kernel(
                 opened = sigmoid(gate)
                 if grad_z is not None:
                     grad = tile_of(sequence_of(grad_y, batch, head), first, inside, channel, wanted).to(tl.float32)
-                    grad = grad * mixed * silu_slope(gate, opened)
-                    store_tile(sequence_of(grad_z, batch, head), first, inside, channel, wanted, grad)
+                    of_mixed = grad * gate * opened
+                    store_tile(sequence_of(grad_mixed, batch, head), first, inside, channel, wanted, of_mixed)
+                    of_gate = grad * mixed * silu_slope(gate, opened)
+                    store_tile(sequence_of(grad_z, batch, head), first, inside, channel, wanted, of_gate)
                 mixed *= gate * opened
             if y is not None:
                 store_tile(sequence_of(y, batch, head), first, inside, channel, wanted, mixed)

@@ -5,6 +5,7 @@ Launches a call: ssd_scan 1, back 2 or 3. Scratch: see the host functions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,19 +14,31 @@ from torch import Tensor
 from medsora_ops.launch import launch, on_device
 
 
+SUMMED = 128  # columns that one program sums
+
+
 @dataclass(frozen=True)
 class ChunkConfig:
-    """How the work is cut. tokens: of a chunk; channels: of a head that one program takes at most."""
+    """How the work is cut. tokens: of a chunk; channels: of a head that one program takes at most.
+
+    segment: chunks from one kept state to the next, on the way back. Where work goes row by row, row_numbers are those
+    of a tile and row_programs the most tiles' worth of programs that sum gradients of parameters.
+    """
 
     tokens: int = 64
     channels: int = 64
     num_warps: int = 8
     num_stages: int = 1
-    row_numbers: int = 4096  # of a tile of rows, where work goes row by row
+    segment: int = 8
+    row_numbers: int = 4096
     row_warps: int = 4
+    row_programs: int = 256
 
     def blocks(self, head_dim: int, state: int) -> tuple[int, int, int]:
         return self.tokens, min(self.channels, _block(head_dim)), _block(state)
+
+    def segments(self, length: int) -> int:
+        return _parts(length, self.tokens * self.segment)
 
     def options(self) -> dict:
         return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
@@ -58,21 +71,98 @@ def ssd_scan(
     return [y] if final is None else [y, final]
 
 
+def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig | None = None) -> list[Tensor]:
+    """Gradients of the tensors among the arguments, in their order; only the inputs were kept.
+
+    Three launches, two if there is neither z nor a second segment. Scratch in float32, for a batch of b sequences of l
+    tokens: 2 b l heads state for the heads' shares of dB and dC; for each of the b heads programs, segment and
+    l / (tokens * segment) states.
+    """
+    x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, return_final_states = arguments
+    config = config or ChunkConfig()
+    x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
+    grad_y, grad_final = _whole_rows(grads[0]), grads[1].contiguous() if return_final_states else None
+    sizes, blocks = _ssd_cut(x, B, config)
+    (batch, length, heads, head_dim), (groups, state) = x.shape, B.shape[2:]
+    parts = _parts(head_dim, blocks[1])
+    segments, programs = config.segments(length), batch * heads * parts
+
+    def scratch(*shape):
+        return x.new_empty(shape, dtype=torch.float32)
+
+    states = scratch(programs, segments, *blocks[1:]) if segments > 1 else None
+    shares = [scratch(heads // groups * parts, batch, length, groups, state) for _ in "BC"]
+    of_dt, of_A = scratch(parts, batch, length, heads), scratch(batch * parts, heads)
+    of_D = None if D is None else scratch(batch * parts, heads) if D.dim() == 1 else scratch(batch, heads, head_dim)
+    of_bias = None if dt_bias is None else torch.empty_like(of_A)
+    grad_x, grad_z, grad_initial = (None if t is None else t.new_empty(t.shape) for t in (x, z, initial_states))
+    if grad_z is not None or states is not None:
+        _ssd_forward(
+            *(x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config),
+            **dict(grad_y=grad_y, grad_z=grad_z, grad_mixed=grad_x, states=states),
+        )
+    grad_mixed = grad_y if z is None else grad_x  # read before it is overwritten, by the same program
+    with on_device(x):
+        launch(
+            _backward_kernels().ssd_scan_bwd_kernel,
+            programs,
+            *(_strided(t) for t in (x, dt, B, C, grad_mixed, grad_x)),
+            *(A.contiguous(), _skip(D), _contiguous(dt_bias), initial_states, grad_final, grad_initial),
+            *(states, scratch(programs, _kept(config, blocks)), *shares, of_dt, of_A, of_D, of_bias),
+            *(length, segments),
+            SIZES=sizes,
+            BLOCKS=blocks,
+            SEGMENT=config.segment,
+            SOFTPLUS=dt_softplus,
+            D_OF_CHANNELS=D is not None and D.dim() == 2,
+            **config.options(),
+        )
+        grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias = (
+            None if t is None else t.new_empty(t.shape) for t in (dt, A, B, C, D, dt_bias)
+        )
+        _sum_rows([of_dt, of_A, *shares, of_D, of_bias], [grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias], config)
+    in_order = (grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial)
+    return [grad for grad in in_order if grad is not None]
+
+
+def _kept(config: ChunkConfig, blocks) -> int:
+    """Numbers that a program keeps of a segment on the way back: states, steps and sums of decays."""
+    tokens, channels, state = blocks
+    return config.segment * (channels * state + 2 * tokens)
+
+
+def _sum_rows(sources, outs, config: ChunkConfig, accumulate: bool = False) -> None:
+    """Each out becomes the sum of its source's rows, or is added to; neither where out is None."""
+    sources, outs = zip(*((s, out) for s, out in zip(sources, outs, strict=True) if out is not None), strict=True)
+    widths = [out.numel() for out in outs]
+    programs = [_parts(width, SUMMED) for width in widths]
+    launch(
+        _sum_kernels().scan_sum_rows_kernel,
+        sum(programs),
+        *(sources, outs, tuple(source.shape[0] for source in sources), tuple(widths)),
+        tuple(sum(programs[:k]) for k in range(len(programs))),
+        BLOCK_ROWS=16,
+        BLOCK=SUMMED,
+        ACCUMULATE=accumulate,
+        **config.row_options(),
+    )
+
+
 def _ssd_forward(
     x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config,
-    y=None, final=None, grad_y=None, grad_z=None, states=None, segment=1,
+    y=None, final=None, grad_y=None, grad_z=None, grad_mixed=None, states=None,
 ):  # fmt: skip
     sizes, blocks = _ssd_cut(x, B, config)
     with on_device(x):
         launch(
             _forward_kernels().ssd_scan_fwd_kernel,
             x.shape[0] * x.shape[2] * _parts(x.shape[3], blocks[1]),
-            *(_strided(t) for t in (x, dt, B, C, z, y, grad_y, grad_z)),
+            *(_strided(t) for t in (x, dt, B, C, z, y, grad_y, grad_z, grad_mixed)),
             *(A.contiguous(), _skip(D), _contiguous(dt_bias), initial_states, final, states),
             *(x.shape[1], 1 if states is None else states.shape[1]),
             SIZES=sizes,
             BLOCKS=blocks,
-            SEGMENT=segment,
+            SEGMENT=config.segment,
             SOFTPLUS=dt_softplus,
             **config.options(),
         )
@@ -162,7 +252,7 @@ class _Mixer:
         block = 1 << (self.norm_group_size - 1).bit_length()
         return max(1, config.row_numbers // block), self.norm_group_size, block
 
-    def scan(self, config, states: Tensor | None = None, segment: int = 1) -> Tensor:
+    def scan(self, config, states: Tensor | None = None) -> Tensor:
         """What the scans give before their gate: (directions, B, T, E)."""
         kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
         y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
@@ -175,7 +265,7 @@ class _Mixer:
             DIRECTIONS=self.directions,
             SIZES=self.sizes,
             BLOCKS=blocks,
-            SEGMENT=segment,
+            SEGMENT=config.segment,
             **config.options(),
         )
         return y
@@ -227,3 +317,15 @@ def _norm_kernels():
     from medsora_ops.scan import norm_kernels
 
     return norm_kernels
+
+
+def _backward_kernels():
+    from medsora_ops.scan import chunk_backward_kernels
+
+    return chunk_backward_kernels
+
+
+def _sum_kernels():
+    from medsora_ops.scan import sum_kernels
+
+    return sum_kernels

@@ -1,0 +1,223 @@
+"""Long scans, back: a program walks along one sequence and head from its end and carries the gradient of the state.
+
+The states are not kept: `states` has that of every SEGMENT-th chunk; a program computes those of one segment again,
+into scratch of its own, and then goes back through that segment. With M, since, until, whole from chunk_kernels.py,
+the state H before a chunk, the gradient G of the state after it, and Q = dy x^T:
+
+    dx = step * g with g = (S * M)^T dy + until * (B G)      dC = (Q * M * step) B + since * (dy H^T)
+    dH = whole * G + C^T (since * dy)                        dB = step * ((Q * M)^T C + until * (x G^T))
+
+States are [channels, state] here, and each product is computed in the orientation in which it is used: no product is
+ever transposed for another. Operands are tiles as they lie in memory wherever that can be, for the matrix units read
+those without a detour through registers; scales go to results instead.
+
+    of_B, of_C   (heads of a group * parts, sequences, tokens, ...) float32: each program's share, summed later
+    of_dt        (parts, sequences, tokens, heads) float32
+    kept         (programs, SEGMENT * (channels * state + 2 * tokens)) float32: states, steps, sums of decays
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from medsora_ops.scan.chunk_kernels import (
+    addresses,
+    chunk_decay,
+    chunk_decays,
+    place_of_program,
+    sequence_of,
+    sequence_steps,
+    tile_of,
+)
+from medsora_ops.triton_math import LOG2E, matmul, sigmoid
+
+
+@triton.jit
+def turned_decays(row, column):
+    """[j, i]: the decay from token j to i; the sums of decays as a row and as a column."""
+    token = tl.arange(0, row.shape[0])
+    return tl.exp2(tl.where(token[None, :] >= token[:, None], column[None, :] - row[:, None], float("-inf")))
+
+
+@triton.jit
+def keep_chunk(kept, chunk, state, step, total, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr):
+    """Into the program's scratch. What is read back later lies in whatever order of threads it is then wanted in."""
+    HELD: tl.constexpr = BLOCKS[1] * BLOCKS[2]
+    token = tl.arange(0, BLOCKS[0])
+    within = tl.arange(0, BLOCKS[1])[:, None] * BLOCKS[2] + tl.arange(0, BLOCKS[2])[None, :]
+    tl.store(kept + chunk * HELD + within, state)
+    tl.store(kept + SEGMENT * HELD + chunk * BLOCKS[0] + token, step)
+    tl.store(kept + SEGMENT * (HELD + BLOCKS[0]) + chunk * BLOCKS[0] + token, total)
+
+
+@triton.jit
+def turned_state_after(x, step, total, whole, b, state, OPERANDS: tl.constexpr):
+    """[channels, state]"""
+    reached = b.to(tl.float32) * (step * tl.exp2(whole - total))[:, None]
+    return tl.exp2(whole) * state + matmul(tl.trans(x), reached, OPERANDS)
+
+
+@triton.jit
+def chunk_back(
+    x, b, c, grad, inside, wanted, real, to_x, to_b, to_c, skip, kept, chunk, after,
+    OPERANDS: tl.constexpr, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Back through a chunk. x, b, c, grad, to_x, to_b, to_c: addresses of tiles, grad of dy; to_x may be grad's.
+
+    Returns the gradient of the state before, and for each token those of the step where it scales x and of rate * step,
+    and for each channel that of D.
+    """
+    HELD: tl.constexpr = BLOCKS[1] * BLOCKS[2]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    token = tl.arange(0, BLOCK_T)
+    within = tl.arange(0, BLOCKS[1])[:, None] * BLOCKS[2] + tl.arange(0, BLOCKS[2])[None, :]
+    steps = kept + SEGMENT * HELD + chunk * BLOCK_T
+    totals = steps + SEGMENT * BLOCK_T
+    whole = tl.load(totals + BLOCK_T - 1)
+    of_channels = inside[:, None] & wanted[None, :]
+    of_states = inside[:, None] & real[None, :]
+
+    values = tl.load(x, mask=of_channels, other=0.0).to(OPERANDS)
+    dy = tl.load(grad, mask=of_channels, other=0.0).to(OPERANDS)
+    keys = tl.load(b, mask=of_states, other=0.0).to(OPERANDS)
+    queries = tl.load(c, mask=of_states, other=0.0).to(OPERANDS)
+
+    total = tl.load(totals + token)
+    decays = chunk_decays(total)
+    weights = matmul(queries, tl.trans(keys), OPERANDS) * decays
+    scores = matmul(dy, tl.trans(values), OPERANDS) * tl.load(steps + token)[None, :]
+    # What a pair of tokens adds for i and takes for j is one number: rounded apart, their difference would be noise.
+    flow = weights * scores
+    of_total = tl.sum(flow, axis=1) - tl.sum(flow, axis=0)
+    of_scores = (scores * decays).to(OPERANDS)
+
+    turned = matmul(after, tl.trans(keys), OPERANDS) * tl.exp2(whole - total)[None, :]
+    turned += matmul(tl.trans(dy), weights, OPERANDS)
+    of_stepped = tl.trans(turned)
+    values_wide = values.to(tl.float32)
+    dy_wide = dy.to(tl.float32)
+    of_step = tl.sum(of_stepped * values_wide, axis=1)
+    of_skip = tl.sum(dy_wide * values_wide, axis=0)
+    of_x = of_stepped * tl.load(steps + token)[:, None] + skip[None, :] * dy_wide
+    tl.store(to_x, of_x.to(to_x.dtype.element_ty), mask=of_channels)
+
+    before = tl.load(kept + chunk * HELD + within)
+    of_whole = tl.exp2(whole) * tl.sum(tl.sum(before * after, axis=1), axis=0)
+    carried = matmul(dy, before, OPERANDS) * tl.exp2(total)[:, None]
+    of_since = tl.sum(tl.load(c, mask=of_states, other=0.0).to(tl.float32) * carried, axis=1)
+    carried += matmul(of_scores, keys, OPERANDS)
+    tl.store(to_c, carried, mask=of_states)
+
+    carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
+    of_until = tl.sum(tl.load(b, mask=of_states, other=0.0).to(tl.float32) * carried, axis=1)
+    turned_scores = matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)
+    carried += matmul(turned_scores, queries, OPERANDS)
+    tl.store(to_b, carried * tl.load(steps + token)[:, None], mask=of_states)
+
+    # rate * step of a token is in all decays since then, and in that of what came before until the chunk's end.
+    of_until *= tl.load(steps + token)
+    of_decay = tl.cumsum(of_total + of_since, axis=0, reverse=True) + tl.cumsum(of_until, axis=0) - of_until + of_whole
+    since = tl.load(c, mask=of_states, other=0.0).to(tl.float32) * tl.exp2(total)[:, None]
+    after = tl.exp2(whole) * after + matmul(tl.trans(dy), since, OPERANDS)
+    return after, of_step, of_decay, of_skip
+
+
+@triton.jit(do_not_specialize=["length", "segments"])
+def ssd_scan_bwd_kernel(
+    x, dt, B, C, grad_y, grad_x, A, D, dt_bias, initial, grad_final, grad_initial, states, kept,
+    of_B, of_C, of_dt, of_A, of_D, of_bias, length, segments,
+    SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, SOFTPLUS: tl.constexpr,
+    D_OF_CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Programs and tensors as in ssd_scan_fwd_kernel. of_A, of_bias, of_D: (batch, parts, heads) float32, but with
+    D_OF_CHANNELS of_D is (batch, heads, head_dim). states may be None if there is one segment. grad_y is that of y before
+    its gate; grad_x may be the same memory."""
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    BLOCK_N: tl.constexpr = BLOCKS[2]
+    HEADS: tl.constexpr = SIZES[0]
+    STATE: tl.constexpr = SIZES[3]
+    PARTS: tl.constexpr = (SIZES[1] + BLOCK_P - 1) // BLOCK_P
+    OPERANDS: tl.constexpr = x[0].dtype.element_ty
+    batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    batches = tl.num_programs(0) // (PARTS * HEADS)
+    program = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    real = n < STATE
+    rate = tl.load(A + head).to(tl.float32)
+    bias = 0.0
+    if dt_bias is not None:
+        bias = tl.load(dt_bias + head).to(tl.float32)
+    skip = tl.zeros([BLOCK_P], tl.float32)
+    if D is not None:
+        skip = tl.load(D[0] + head * D[1] + channel * D[2], mask=wanted, other=0.0).to(tl.float32)
+    of_state = (batch.to(tl.int64) * HEADS + head) * (SIZES[1] * STATE) + (channel[:, None] * STATE + n[None, :])
+    there = wanted[:, None] & real[None, :]
+    within = tl.arange(0, BLOCK_P)[:, None] * BLOCK_N + n[None, :]
+    kept += program * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
+    share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * batches + batch
+    to_b = (of_B + share * length * (SIZES[2] * STATE) + group * STATE, SIZES[2] * STATE)
+    to_c = (of_C + share * length * (SIZES[2] * STATE) + group * STATE, SIZES[2] * STATE)
+    of_dt += (part.to(tl.int64) * batches + batch) * length * HEADS + head
+    after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+    if grad_final is not None:
+        after = tl.load(grad_final + of_state, mask=there, other=0.0).to(tl.float32)
+    sum_rate = tl.zeros([BLOCK_T], tl.float32)
+    sum_bias = tl.zeros([BLOCK_T], tl.float32)
+    sum_skip = tl.zeros([BLOCK_P], tl.float32)
+    for back in tl.range(0, segments, disable_licm=True):
+        segment = segments - 1 - back
+        start = segment * (SEGMENT * BLOCK_T)
+        chunks = tl.minimum(tl.cdiv(length - start, BLOCK_T), SEGMENT)
+        state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+        if states is not None:
+            state = tl.load(states + (program * segments + segment) * (BLOCK_P * BLOCK_N) + within)
+        elif initial is not None:
+            state = tl.load(initial + of_state, mask=there, other=0.0).to(tl.float32)
+        for chunk in tl.range(0, chunks, disable_licm=True):
+            first = start + chunk * BLOCK_T
+            inside = first + tl.arange(0, BLOCK_T) < length
+            _, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
+            total, whole = chunk_decay(step, rate)
+            keep_chunk(kept, chunk, state, step, total, SEGMENT, BLOCKS)
+            values = tile_of(sequence_of(x, batch, head), first, inside, channel, wanted)
+            b = tile_of(sequence_of(B, batch, group), first, inside, n, real)
+            state = turned_state_after(values, step, total, whole, b, state, OPERANDS)
+        tl.debug_barrier()  # what follows reads what other threads of this program have written
+        for later in tl.range(0, chunks, disable_licm=True):
+            chunk = chunks - 1 - later
+            first = start + chunk * BLOCK_T
+            inside = first + tl.arange(0, BLOCK_T) < length
+            after, of_step, of_decay, of_skip = chunk_back(
+                addresses(sequence_of(x, batch, head), first, channel, BLOCK_T),
+                addresses(sequence_of(B, batch, group), first, n, BLOCK_T),
+                addresses(sequence_of(C, batch, group), first, n, BLOCK_T),
+                addresses(sequence_of(grad_y, batch, head), first, channel, BLOCK_T),
+                *(inside, wanted, real),
+                addresses(sequence_of(grad_x, batch, head), first, channel, BLOCK_T),
+                addresses(to_b, first, n, BLOCK_T),
+                addresses(to_c, first, n, BLOCK_T),
+                *(skip, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS),
+            )
+            raw, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
+            sum_rate += of_decay * step
+            sum_skip += of_skip
+            of_step += of_decay * rate
+            if SOFTPLUS:
+                of_step *= sigmoid(raw)
+            of_step = tl.where(inside, of_step, 0.0)
+            sum_bias += of_step
+            tl.store(of_dt + (first + tl.arange(0, BLOCK_T)).to(tl.int64) * HEADS, of_step, mask=inside)
+        tl.debug_barrier()  # before the next segment writes the scratch anew
+    if grad_initial is not None:
+        tl.store(grad_initial + of_state, after.to(grad_initial.dtype.element_ty), mask=there)
+    row = (batch.to(tl.int64) * PARTS + part) * HEADS + head
+    tl.store(of_A + row, tl.sum(sum_rate, axis=0))
+    if dt_bias is not None:
+        tl.store(of_bias + row, tl.sum(sum_bias, axis=0))
+    if D is not None:
+        if D_OF_CHANNELS:
+            tl.store(of_D + (batch.to(tl.int64) * HEADS + head) * SIZES[1] + channel, sum_skip, mask=wanted)
+        else:
+            tl.store(of_D + row, tl.sum(sum_skip, axis=0))

@@ -1,0 +1,31 @@
+"""Sums of what the programs of other kernels have each written for themselves, always in one order: no atomics."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["counts", "widths", "first_programs"])
+def scan_sum_rows_kernel(
+    sources, outs, counts, widths, first_programs,
+    BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """outs[k] (widths[k]) = sums of the rows of sources[k] (counts[k], widths[k]), in float32; or added to outs.
+
+    Programs from first_programs[k] on take BLOCK columns each of sources[k].
+    """
+    for k in tl.static_range(len(outs)):
+        block = tl.program_id(0) - first_programs[k]
+        width = widths[k]
+        if (block >= 0) & (block < tl.cdiv(width, BLOCK)):
+            column = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+            total = tl.zeros([BLOCK], tl.float32)
+            for first in range(0, counts[k], BLOCK_ROWS):
+                row = first + tl.arange(0, BLOCK_ROWS)
+                mask = (row < counts[k])[:, None] & (column < width)[None, :]
+                at = sources[k] + row.to(tl.int64)[:, None] * width + column[None, :]
+                total += tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
+            if ACCUMULATE:
+                total += tl.load(outs[k] + column, mask=column < width, other=0.0).to(tl.float32)
+            tl.store(outs[k] + column, total.to(outs[k].dtype.element_ty), mask=column < width)
