@@ -1,11 +1,12 @@
 """The gradient of `path_scan` of short sequences: a program takes a tile of whole sequences back through everything.
 
 Nothing was kept from the pass forward. A first round over the heads computes y again and finds what RMSNorm needs of
-all heads, for each token the sums of u^2 and of u * d(norm's result), with u = y * silu(z); a second round goes back
-head by head. The directions, and several paths one launch after another, add to the same rows of d(zxbcdt), always in
+all heads, for each token the sums of u^2 and of u * d(norm's result), with u = y * silu(z); a second goes back through
+norm and gate to d(y), a third through the scan and the convolution. The directions, and several paths one launch after another, add to the same rows of d(zxbcdt), always in
 one order. What is needed transposed goes through memory: registers are short, and see `matmul`.
 
-Scratch of a program: y (BLOCK_T, E); sums (2, heads, BLOCK_T) float32; turned (BLOCK_T, BLOCK_T) in the operands' type.
+Scratch of a program: y, later d(y), (BLOCK_T, E); sums (2, heads, BLOCK_T) float32; square (2, BLOCK_T, BLOCK_T) in the operands'
+type.
 Gradients of parameters: one row a program, `found`, summed by `sum_rows_kernel`. SIZES and BLOCKS: tile_kernels.py.
 """
 
@@ -38,22 +39,26 @@ def turned_decays(total, local):
 
 
 @triton.jit
-def store_turned(turned, x):
-    row = tl.arange(0, x.shape[0])
-    tl.store(turned + row[None, :] * x.shape[0] + row[:, None], x.to(turned.dtype.element_ty))
+def store_square(square, x):
+    """Keep a square matrix (second) and its transpose (first)."""
+    SIZE: tl.constexpr = x.shape[0]
+    row = tl.arange(0, SIZE)
+    x = x.to(square.dtype.element_ty)
+    tl.store(square + row[None, :] * SIZE + row[:, None], x)
+    tl.store(square + (SIZE + row[:, None]) * SIZE + row[None, :], x)
 
 
 @triton.jit
-def load_turned(turned, SIZE: tl.constexpr):
+def load_square(square, which, SIZE: tl.constexpr):
     row = tl.arange(0, SIZE)
-    return tl.load(turned + row[:, None] * SIZE + row[None, :]).to(tl.float32)
+    return tl.load(square + (which * SIZE + row[:, None]) * SIZE + row[None, :]).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["length", "sequences", "stride", "tiles", "videos", "earlier_paths"])
 def path_scan_tile_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
     grad, grad_video_stride, grad_token_stride, grad_rows, grad_rows_video_stride, grad_rows_token_stride,
-    table, length, sequences, stride, tiles, videos, earlier_paths, kept_y, sums, turned, found, segments, found_width,
+    table, length, sequences, stride, tiles, videos, earlier_paths, kept_y, sums, square, found, segments, found_width,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,  
 ):  # fmt: skip
     """One path. earlier_paths: add to grad_rows, which an earlier path has written.
@@ -78,13 +83,13 @@ def path_scan_tile_bwd_kernel(
     kept_y += program * BLOCK_T * WIDTH
     sums += program * 2 * HEADS * BLOCK_T
     products = sums + HEADS * BLOCK_T
-    turned += program * BLOCK_T * BLOCK_T
+    square += program * 2 * BLOCK_T * BLOCK_T
     found += program * found_width
     if conv_bias is not None:
         to_filters = (found + segments[0], found + segments[1])
     else:
         to_filters = (found + segments[0], None)
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         for direction in tl.range(DIRECTIONS, disable_licm=True):
             walk, local = packed_walk(tile, table, length, sequences, stride, videos, direction == 1, BLOCK_T)
             # How often this program has added to its row of `found`, and how often anyone to the tile's rows.
@@ -112,62 +117,76 @@ def path_scan_tile_bwd_kernel(
                     tl.store(sums + head * BLOCK_T + row, tl.sum(u * u, axis=1))
                     tl.store(products + head * BLOCK_T + row, tl.sum(u * of_norm, axis=1))
             tl.debug_barrier()  # what follows reads what other threads of this program have written
+            for head in tl.range(HEADS, disable_licm=True):
+                channel, wanted = head_channels(head, SIZES, BLOCK_P)
+                # RMSNorm: out = u r w, r = (mean u^2 + eps)^(-1/2).
+                at_y = kept_y + row[:, None] * WIDTH + channel[None, :]
+                y = tl.load(at_y, mask=wanted[None, :], other=0.0).to(tl.float32)
+                z = rows_before(given, walk, channel, wanted, 0)
+                gate = sigmoid(z)
+                u = y * z * gate
+                r = tl.rsqrt(norm_sum(sums, head, SIZES, BLOCKS) / NORMED + eps)
+                of_out = rows_before(given_grad, walk, channel, wanted, 0)
+                add_to(found + segments[5] + channel, tl.sum(of_out * u * r[:, None], axis=0), wanted, visits)
+                weight = tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)
+                shared = norm_sum(products, head, SIZES, BLOCKS) * r * r * r / NORMED
+                of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
+                # The gate: u = y silu(z).
+                add_to_rows(to_rows, walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
+                tl.store(at_y, (of_u * z * gate).to(kept_y.dtype.element_ty), mask=wanted[None, :])
+            tl.debug_barrier()
             for group in tl.range(SIZES[2], disable_licm=True):
                 scores = group_scores(given, walk, filters, group, OPERANDS, SIZES, BLOCKS)
-                store_turned(turned, scores)
+                store_square(square, scores)
                 tl.debug_barrier()
                 of_scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
                 for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
                     rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
-                    channel, wanted = head_channels(head, SIZES, BLOCK_P)
-                    # RMSNorm: out = u r w, r = (mean u^2 + eps)^(-1/2).
-                    y = tl.load(kept_y + row[:, None] * WIDTH + channel[None, :], mask=wanted[None, :], other=0.0)
-                    y = y.to(tl.float32)
-                    z = rows_before(given, walk, channel, wanted, 0)
-                    gate = sigmoid(z)
-                    u = y * z * gate
-                    r = tl.rsqrt(norm_sum(sums, head, SIZES, BLOCKS) / NORMED + eps)
-                    of_out = rows_before(given_grad, walk, channel, wanted, 0)
-                    add_to(found + segments[5] + channel, tl.sum(of_out * u * r[:, None], axis=0), wanted, visits)
-                    weight = tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)
-                    shared = norm_sum(products, head, SIZES, BLOCKS) * r * r * r / NORMED
-                    of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
-                    # The gate.
-                    add_to_rows(to_rows, walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
-                    of_y = settled(of_u * z * gate)
-                    # y = (scores * decays * step) x + skip x
-                    before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
-                    gate = sigmoid(before)
-                    x = settled(before * gate)
-                    slope = silu_slope(before, gate)
-                    add_number(found + segments[4] + head, tl.sum(of_y * x), visits)
                     before_step = head_steps(given, walk, dt_bias, head, SIZES)
                     step = softplus(before_step)
                     total = summed_decay(step, rate, local)
-                    of_products = matmul(of_y, tl.trans(x), OPERANDS) * decays(total, local) * step[None, :]
+                    weights = settled(load_square(square, 0, BLOCK_T) * turned_decays(total, local)).to(OPERANDS)
+                    of_products = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+                    of_skip = tl.zeros([BLOCK_T], tl.float32)
+                    of_step = tl.zeros([BLOCK_T], tl.float32)
+                    for first in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
+                        within = first + tl.arange(0, BLOCKS[4])
+                        wanted = within < SIZES[1]
+                        channel = head * SIZES[1] + within
+                        of_y = tl.load(
+                            kept_y + row[:, None] * WIDTH + channel[None, :], mask=wanted[None, :], other=0.0
+                        ).to(tl.float32)  # fmt: skip
+                        before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                        gate = sigmoid(before)
+                        x = settled(before * gate)
+                        # y = (scores * decays * step) x + skip x
+                        of_products += matmul(of_y, tl.trans(x), OPERANDS)
+                        of_kept = matmul(weights, of_y, OPERANDS)
+                        of_skip += tl.sum(of_y * x, axis=1)
+                        of_step += tl.sum(of_kept * x, axis=1)
+                        of_x = skip * of_y + step[:, None] * of_kept
+                        convolve_back(
+                            of_x * silu_slope(before, gate), given, to_rows, walk, filters, to_filters, channel, wanted,
+                            row_visits, visits, WIDTH, TAPS,
+                        )  # fmt: skip
+                    add_number(found + segments[4] + head, tl.sum(of_skip), visits)
+                    of_products *= decays(total, local) * step[None, :]
                     of_scores += of_products
-                    weights = load_turned(turned, BLOCK_T) * turned_decays(total, local)
-                    of_kept = matmul(weights, of_y, OPERANDS)
-                    of_x = skip * of_y + step[:, None] * of_kept
                     # total_i - total_j stands in the exponent, where total_i is the sum of rate * step up to i.
-                    of_totals = of_products * scores
-                    of_total = tl.sum(of_totals, axis=1) - tl.sum(of_totals, axis=0)
+                    of_products *= scores
+                    of_total = tl.sum(of_products, axis=1) - tl.sum(of_products, axis=0)
                     of_sum = tl.sum(tl.where(not_after(local), of_total[:, None], 0.0), axis=0)
                     add_number(found + segments[3] + head, tl.sum(of_sum * step), visits)
-                    of_step = (tl.sum(of_kept * x, axis=1) + rate * of_sum) * sigmoid(before_step)
+                    of_step = (of_step + rate * of_sum) * sigmoid(before_step)
                     add_number(found + segments[2] + head, tl.sum(of_step), visits)
                     add_to_column(to_rows, walk, DT + head, of_step, row_visits)
-                    convolve_back(
-                        of_x * slope, given, to_rows, walk, filters, to_filters, channel, wanted, row_visits, visits,
-                        WIDTH, TAPS,
-                    )  # fmt: skip
                 tl.debug_barrier()
-                store_turned(turned, of_scores)
+                store_square(square, of_scores)
                 tl.debug_barrier()
                 for first in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
                     b, c, at_b, at_c, wanted_n = group_projections(given, walk, filters, group, first, SIZES, BLOCKS[2])
                     gate_b, gate_c = sigmoid(b), sigmoid(c)
-                    of_b = matmul(load_turned(turned, BLOCK_T), settled(c * gate_c), OPERANDS)
+                    of_b = matmul(load_square(square, 0, BLOCK_T), settled(c * gate_c), OPERANDS)
                     of_c = matmul(of_scores, settled(b * gate_b), OPERANDS)
                     convolve_back(
                         of_b * silu_slope(b, gate_b), given, to_rows, walk, filters, to_filters, at_b, wanted_n,
@@ -177,7 +196,7 @@ def path_scan_tile_bwd_kernel(
                         of_c * silu_slope(c, gate_c), given, to_rows, walk, filters, to_filters, at_c, wanted_n,
                         row_visits, visits, WIDTH, TAPS,
                     )  # fmt: skip
-                tl.debug_barrier()  # the next group writes `turned` anew
+                tl.debug_barrier()  # the next group writes `square` anew
             tl.debug_barrier()  # the next direction or tile adds to the same rows and writes the scratch anew
 
 

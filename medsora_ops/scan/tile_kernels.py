@@ -117,7 +117,7 @@ def path_scan_tile_fwd_kernel(
     program = tl.program_id(0).to(tl.int64)
     gated += program * DIRECTIONS * BLOCK_T * WIDTH
     squares += program * DIRECTIONS * HEADS * BLOCK_T
-    for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         path = 0
         for p in tl.static_range(1, len(first_tiles)):
             path += (tile >= first_tiles[p]).to(tl.int32)

@@ -23,6 +23,7 @@ class TileConfig:
 
     tokens: int = 64
     state: int = 64
+    channels: int = 32
     programs: int = 2
     num_warps: int = 8
     num_stages: int = 1
@@ -57,6 +58,7 @@ class Mixer:
     def constants(self, config: TileConfig) -> dict:
         norm_heads = self.norm_group_size // self.head_dim
         blocks = (config.tokens, _block(self.head_dim), min(config.state, _block(self.state)), _power(norm_heads))
+        blocks += (min(config.channels, blocks[1]),)
         sizes = (self.heads, self.head_dim, self.groups, self.state, self.taps, norm_heads)
         return dict(DIRECTIONS=self.directions, SIZES=sizes, BLOCKS=blocks)
 
@@ -95,7 +97,7 @@ def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, co
     kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
     y = rows.new_empty(max(programs) * config.tokens * mixer.width, dtype=kept)
     sums = rows.new_empty(max(programs) * 2 * mixer.heads * config.tokens, dtype=torch.float32)
-    turned = rows.new_empty(max(programs) * config.tokens**2)
+    square = rows.new_empty(max(programs) * 2 * config.tokens**2)
     # Each parameter begins at a multiple of what one program sums.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]
@@ -111,7 +113,7 @@ def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, co
                 *(rows, *rows.stride()[:2], *parameters, mixer.eps),
                 *(grad, *grad.stride()[:2], grad_rows, *grad_rows.stride()[:2]),
                 *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
-                *(y, sums, turned, found[sum(programs[:path]) :], segments, width),
+                *(y, sums, square, found[sum(programs[:path]) :], segments, width),
                 **mixer.constants(config),
                 **config.options(),
             )

@@ -79,7 +79,7 @@ def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: t
     weights, biases = filters
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
-    for back in tl.range(TAPS, loop_unroll_factor=2):  # all at once takes too many registers
+    for back in tl.range(TAPS, loop_unroll_factor=2, disable_licm=True):  # all at once takes too many registers
         weight = tl.load(weights + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0).to(tl.float32)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
@@ -102,7 +102,7 @@ def convolve_back(
     grad = tl.where(inside[:, None], grad, 0.0)
     row = tl.arange(0, grad.shape[0])
     of_rows = tl.zeros(grad.shape, tl.float32)
-    for back in tl.range(TAPS):
+    for back in tl.range(TAPS, disable_licm=True):
         index = tl.minimum(row + back, grad.shape[0] - 1)
         later = tl.gather(grad, tl.broadcast_to(index[:, None], grad.shape), 0)
         later = tl.where((place + back < length)[:, None], later, 0.0)
