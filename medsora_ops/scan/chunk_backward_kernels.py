@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.chunk_kernels import (
-    addresses,
     chunk_decay,
     chunk_decays,
     place_of_program,
@@ -30,7 +29,7 @@ from medsora_ops.scan.chunk_kernels import (
     sequence_steps,
     tile_of,
 )
-from medsora_ops.triton_math import LOG2E, matmul, sigmoid
+from medsora_ops.triton_math import matmul, sigmoid
 
 
 @triton.jit
@@ -38,6 +37,24 @@ def turned_decays(row, column):
     """[j, i]: the decay from token j to i; the sums of decays as a row and as a column."""
     token = tl.arange(0, row.shape[0])
     return tl.exp2(tl.where(token[None, :] >= token[:, None], column[None, :] - row[:, None], float("-inf")))
+
+
+@triton.jit
+def token_rows(sequence, first, BLOCK_T: tl.constexpr):
+    """Where the rows of a chunk's tokens begin: [tokens]. Addresses of whole tiles would take up registers for long."""
+    start, token_stride = sequence
+    return start + (first + tl.arange(0, BLOCK_T)).to(tl.int64) * token_stride
+
+
+@triton.jit
+def from_rows(rows, column, inside, wanted):
+    return tl.load(rows[:, None] + column[None, :], mask=inside[:, None] & wanted[None, :], other=0.0)
+
+
+@triton.jit
+def to_rows(rows, column, inside, wanted, value):
+    at = rows[:, None] + column[None, :]
+    tl.store(at, value.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit
@@ -60,28 +77,28 @@ def turned_state_after(x, step, total, whole, b, state, OPERANDS: tl.constexpr):
 
 @triton.jit
 def chunk_back(
-    x, b, c, grad, inside, wanted, real, to_x, to_b, to_c, skip, kept, chunk, after,
-    OPERANDS: tl.constexpr, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr,
+    x, b, c, grad, to_x, to_b, to_c, columns, inside, skip, kept, chunk, after,
+    OPERANDS: tl.constexpr, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr, D_OF_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Back through a chunk. x, b, c, grad, to_x, to_b, to_c: addresses of tiles, grad of dy; to_x may be grad's.
+    """Back through a chunk. x, b, c, grad (of y), to_x, to_b, to_c: where their rows begin. columns: those of x, of
+    grad and to_x, of b and c, of to_b, of to_c, and which channels and which numbers of the state are real.
 
     Returns the gradient of the state before, and for each token those of the step where it scales x and of rate * step,
-    and for each channel that of D.
+    and its part of D's; with D_OF_CHANNELS that is for each channel instead, as is skip.
     """
     HELD: tl.constexpr = BLOCKS[1] * BLOCKS[2]
     BLOCK_T: tl.constexpr = BLOCKS[0]
+    of_x, of_y, of_b, to_b_columns, to_c_columns, wanted, real = columns
     token = tl.arange(0, BLOCK_T)
     within = tl.arange(0, BLOCKS[1])[:, None] * BLOCKS[2] + tl.arange(0, BLOCKS[2])[None, :]
     steps = kept + SEGMENT * HELD + chunk * BLOCK_T
     totals = steps + SEGMENT * BLOCK_T
     whole = tl.load(totals + BLOCK_T - 1)
-    of_channels = inside[:, None] & wanted[None, :]
-    of_states = inside[:, None] & real[None, :]
 
-    values = tl.load(x, mask=of_channels, other=0.0).to(OPERANDS)
-    dy = tl.load(grad, mask=of_channels, other=0.0).to(OPERANDS)
-    keys = tl.load(b, mask=of_states, other=0.0).to(OPERANDS)
-    queries = tl.load(c, mask=of_states, other=0.0).to(OPERANDS)
+    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
+    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
+    keys = from_rows(b, of_b, inside, real).to(OPERANDS)
+    queries = from_rows(c, of_b, inside, real).to(OPERANDS)
 
     total = tl.load(totals + token)
     decays = chunk_decays(total)
@@ -98,27 +115,32 @@ def chunk_back(
     values_wide = values.to(tl.float32)
     dy_wide = dy.to(tl.float32)
     of_step = tl.sum(of_stepped * values_wide, axis=1)
-    of_skip = tl.sum(dy_wide * values_wide, axis=0)
-    of_x = of_stepped * tl.load(steps + token)[:, None] + skip[None, :] * dy_wide
-    tl.store(to_x, of_x.to(to_x.dtype.element_ty), mask=of_channels)
+    grad_x = of_stepped * tl.load(steps + token)[:, None]
+    if D_OF_CHANNELS:
+        of_skip = tl.sum(dy_wide * values_wide, axis=0)
+        grad_x += skip[None, :] * dy_wide
+    else:
+        of_skip = tl.sum(dy_wide * values_wide, axis=1)
+        grad_x += skip * dy_wide
+    to_rows(to_x, of_y, inside, wanted, grad_x)
 
     before = tl.load(kept + chunk * HELD + within)
-    of_whole = tl.exp2(whole) * tl.sum(tl.sum(before * after, axis=1), axis=0)
+    of_whole = tl.exp2(whole) * tl.sum(before * after)
     carried = matmul(dy, before, OPERANDS) * tl.exp2(total)[:, None]
-    of_since = tl.sum(tl.load(c, mask=of_states, other=0.0).to(tl.float32) * carried, axis=1)
+    of_since = tl.sum(from_rows(c, of_b, inside, real).to(tl.float32) * carried, axis=1)
     carried += matmul(of_scores, keys, OPERANDS)
-    tl.store(to_c, carried, mask=of_states)
+    to_rows(to_c, to_c_columns, inside, real, carried)
 
     carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
-    of_until = tl.sum(tl.load(b, mask=of_states, other=0.0).to(tl.float32) * carried, axis=1)
+    of_until = tl.sum(from_rows(b, of_b, inside, real).to(tl.float32) * carried, axis=1)
     turned_scores = matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)
     carried += matmul(turned_scores, queries, OPERANDS)
-    tl.store(to_b, carried * tl.load(steps + token)[:, None], mask=of_states)
+    to_rows(to_b, to_b_columns, inside, real, carried * tl.load(steps + token)[:, None])
 
     # rate * step of a token is in all decays since then, and in that of what came before until the chunk's end.
     of_until *= tl.load(steps + token)
     of_decay = tl.cumsum(of_total + of_since, axis=0, reverse=True) + tl.cumsum(of_until, axis=0) - of_until + of_whole
-    since = tl.load(c, mask=of_states, other=0.0).to(tl.float32) * tl.exp2(total)[:, None]
+    since = from_rows(c, of_b, inside, real).to(tl.float32) * tl.exp2(total)[:, None]
     after = tl.exp2(whole) * after + matmul(tl.trans(dy), since, OPERANDS)
     return after, of_step, of_decay, of_skip
 
@@ -130,9 +152,11 @@ def ssd_scan_bwd_kernel(
     SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, SOFTPLUS: tl.constexpr,
     D_OF_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Programs and tensors as in ssd_scan_fwd_kernel. of_A, of_bias, of_D: (batch, parts, heads) float32, but with
-    D_OF_CHANNELS of_D is (batch, heads, head_dim). states may be None if there is one segment. grad_y is that of y before
-    its gate; grad_x may be the same memory."""
+    """Programs and tensors as in ssd_scan_fwd_kernel. grad_y: of y before its gate; grad_x may be the same memory.
+
+    of_A, of_bias, of_D: (batch, parts, heads) float32, but with D_OF_CHANNELS of_D is (batch, heads, head_dim).
+    states may be None if there is one segment.
+    """
     BLOCK_T: tl.constexpr = BLOCKS[0]
     BLOCK_P: tl.constexpr = BLOCKS[1]
     BLOCK_N: tl.constexpr = BLOCKS[2]
@@ -149,9 +173,12 @@ def ssd_scan_bwd_kernel(
     bias = 0.0
     if dt_bias is not None:
         bias = tl.load(dt_bias + head).to(tl.float32)
-    skip = tl.zeros([BLOCK_P], tl.float32)
+    skip = 0.0
     if D is not None:
-        skip = tl.load(D[0] + head * D[1] + channel * D[2], mask=wanted, other=0.0).to(tl.float32)
+        if D_OF_CHANNELS:
+            skip = tl.load(D[0] + head * D[1] + channel * D[2], mask=wanted, other=0.0).to(tl.float32)
+        else:
+            skip = tl.load(D[0] + head * D[1]).to(tl.float32)
     of_state = (batch.to(tl.int64) * HEADS + head) * (SIZES[1] * STATE) + (channel[:, None] * STATE + n[None, :])
     there = wanted[:, None] & real[None, :]
     within = tl.arange(0, BLOCK_P)[:, None] * BLOCK_N + n[None, :]
@@ -165,7 +192,7 @@ def ssd_scan_bwd_kernel(
         after = tl.load(grad_final + of_state, mask=there, other=0.0).to(tl.float32)
     sum_rate = tl.zeros([BLOCK_T], tl.float32)
     sum_bias = tl.zeros([BLOCK_T], tl.float32)
-    sum_skip = tl.zeros([BLOCK_P], tl.float32)
+    sum_skip = tl.zeros([BLOCK_P if D_OF_CHANNELS else BLOCK_T], tl.float32)
     for back in tl.range(0, segments, disable_licm=True):
         segment = segments - 1 - back
         start = segment * (SEGMENT * BLOCK_T)
@@ -190,15 +217,15 @@ def ssd_scan_bwd_kernel(
             first = start + chunk * BLOCK_T
             inside = first + tl.arange(0, BLOCK_T) < length
             after, of_step, of_decay, of_skip = chunk_back(
-                addresses(sequence_of(x, batch, head), first, channel, BLOCK_T),
-                addresses(sequence_of(B, batch, group), first, n, BLOCK_T),
-                addresses(sequence_of(C, batch, group), first, n, BLOCK_T),
-                addresses(sequence_of(grad_y, batch, head), first, channel, BLOCK_T),
-                *(inside, wanted, real),
-                addresses(sequence_of(grad_x, batch, head), first, channel, BLOCK_T),
-                addresses(to_b, first, n, BLOCK_T),
-                addresses(to_c, first, n, BLOCK_T),
-                *(skip, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS),
+                token_rows(sequence_of(x, batch, head), first, BLOCK_T),
+                token_rows(sequence_of(B, batch, group), first, BLOCK_T),
+                token_rows(sequence_of(C, batch, group), first, BLOCK_T),
+                token_rows(sequence_of(grad_y, batch, head), first, BLOCK_T),
+                token_rows(sequence_of(grad_x, batch, head), first, BLOCK_T),
+                token_rows(to_b, first, BLOCK_T),
+                token_rows(to_c, first, BLOCK_T),
+                (channel, channel, n, n, n, wanted, real),
+                *(inside, skip, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS, D_OF_CHANNELS),
             )
             raw, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
             sum_rate += of_decay * step

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from medsora_ops.launch import launch, on_device
 
-
 SUMMED = 128  # columns that one program sums
 
 
@@ -47,6 +46,9 @@ class ChunkConfig:
         return dict(num_warps=self.row_warps, num_stages=1, enable_fp_fusion=True)
 
 
+FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32)  # on the way back more tiles are alive at a time
+
+
 def ssd_scan(
     x: Tensor,
     dt: Tensor,
@@ -59,10 +61,9 @@ def ssd_scan(
     initial_states: Tensor | None,
     dt_softplus: bool,
     return_final_states: bool,
-    config: ChunkConfig | None = None,
+    config: ChunkConfig = FORWARD,
 ) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py. One launch, no scratch."""
-    config = config or ChunkConfig()
     x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
     y, final = x.new_empty(x.shape), None
     if return_final_states:
@@ -71,7 +72,7 @@ def ssd_scan(
     return [y] if final is None else [y, final]
 
 
-def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig | None = None) -> list[Tensor]:
+def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig = BACKWARD) -> list[Tensor]:
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept.
 
     Three launches, two if there is neither z nor a second segment. Scratch in float32, for a batch of b sequences of l
@@ -79,7 +80,6 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
     l / (tokens * segment) states.
     """
     x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, return_final_states = arguments
-    config = config or ChunkConfig()
     x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
     grad_y, grad_final = _whole_rows(grads[0]), grads[1].contiguous() if return_final_states else None
     sizes, blocks = _ssd_cut(x, B, config)
@@ -183,13 +183,12 @@ def path_scan_chunked(
     bidirectional: bool,
     eps: float,
     norm_group_size: int,
-    config: ChunkConfig | None = None,
+    config: ChunkConfig = FORWARD,
 ) -> Tensor:
     """Arguments as the definition's in reference.py but for one path: its table of offsets and its stride.
 
     Returns (B, T, E). Two launches. Scratch: what the scans give before their gate, (directions, B, T, E).
     """
-    config = config or ChunkConfig()
     parameters = tuple(_contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
     mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
