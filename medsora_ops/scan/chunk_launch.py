@@ -1,6 +1,6 @@
 """Launches of the kernels that walk chunk by chunk: `ssd_scan`, and `path_scan` along a path of long sequences.
 
-Launches a call: ssd_scan 1, back 2 or 3. Scratch: see the host functions.
+Launches a call: ssd_scan 1, back 2 or 3; path_scan 2, back 5. Scratch: see the host functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class ChunkConfig:
     """How the work is cut. tokens: of a chunk; channels: of a head that one program takes at most.
 
     segment: chunks from one kept state to the next, on the way back. Where work goes row by row, row_numbers are those
-    of a tile and row_programs the most tiles' worth of programs that sum gradients of parameters.
+    of a tile and row_programs the most shares of which gradients of parameters are the sums; conv_tokens and
+    conv_channels are a tile's on the way back through the convolution.
     """
 
     tokens: int = 64
@@ -32,6 +33,8 @@ class ChunkConfig:
     row_numbers: int = 4096
     row_warps: int = 4
     row_programs: int = 256
+    conv_tokens: int = 64
+    conv_channels: int = 64
 
     def blocks(self, head_dim: int, state: int) -> tuple[int, int, int]:
         return self.tokens, min(self.channels, _block(head_dim)), _block(state)
@@ -209,6 +212,105 @@ def path_scan_chunked(
     return out
 
 
+def path_scan_chunked_backward(
+    grad: Tensor,
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    table: Tensor,
+    stride: int,
+    *settings,
+    config: ChunkConfig = BACKWARD,
+    into: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Gradients of the first seven tensors after grad (those not None), in their order; only the inputs were kept.
+
+    into: gradients that other paths gave, contiguous over channels, to add to; they are returned.
+    Five launches. Scratch, for each token and direction: y (E), and in float32 2 heads state for the heads' shares of
+    dB and dC; for each of the sequences * directions * heads programs, segment and length / (tokens * segment) states.
+    """
+    given = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
+    parameters = tuple(_contiguous(p) for p in given)
+    mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
+    grad, rows, directions = _whole_rows(grad), mixer.rows, mixer.directions
+    (heads, head_dim, groups, state, taps), (videos, tokens, _) = mixer.sizes, rows.shape
+    blocks, segments = config.blocks(head_dim, state), config.segments(mixer.length)
+    parts, programs = _parts(head_dim, blocks[1]), mixer.programs(blocks)
+    mixed, (tile, normed, _) = parameters[0].shape[0], mixer.division(config)
+    if into is None:
+        into = [t.new_empty(t.shape) for t in (zxbcdt, *given) if t is not None]
+        accumulate = False
+    else:
+        accumulate = True
+    grad_rows, *found = into
+
+    def scratch(*shape):
+        return rows.new_empty(shape, dtype=torch.float32)
+
+    states = scratch(programs, segments, *blocks[1:]) if segments > 1 else None
+    per_program = [scratch(programs // heads, heads) for _ in ("A", "D", "dt_bias")]
+    shares = scratch(heads // groups * parts, directions, videos, tokens, 2 * groups * state)
+    of_dt = scratch(parts, directions, videos, tokens, heads)
+    norm_workers = min(_parts(videos * tokens, tile), config.row_programs)
+    conv_tiles = videos * mixer.sequences * _parts(mixer.length, config.conv_tokens - taps + 1)
+    conv_workers = min(conv_tiles, config.row_programs)
+    of_norm, of_weight = scratch(norm_workers, mixer.width), scratch(conv_workers, mixed, taps)
+    of_conv_bias = None if conv_bias is None else scratch(conv_workers, mixed)
+    place = (mixer.table, mixer.length, mixer.sequences, mixer.stride)
+    with on_device(rows):
+        y = mixer.scan(config, states)
+        launch(
+            _norm_kernels().path_scan_norm_bwd_kernel,
+            norm_workers * (mixer.width // normed),
+            *(y, y.stride(0), rows, *rows.stride()[:2], parameters[-1], grad, *grad.stride()[:2]),
+            *(grad_rows, *grad_rows.stride()[:2], of_norm, mixer.eps, videos * tokens, tokens, norm_workers),
+            DIRECTIONS=directions,
+            WIDTH=mixer.width,
+            DIVISION=mixer.division(config),
+            ACCUMULATE=accumulate,
+            **config.row_options(),
+        )
+        launch(
+            _path_backward_kernels().path_scan_chunk_bwd_kernel,
+            programs,
+            *(rows, *rows.stride()[:2], *parameters[:5], y, y.stride(1), y.stride(0), states),
+            *(scratch(programs, _kept(config, blocks)), rows.new_empty(programs, _stashed(blocks)), shares, of_dt),
+            *(*per_program, *place, segments),
+            DIRECTIONS=directions,
+            SIZES=mixer.sizes,
+            BLOCKS=blocks,
+            SEGMENT=config.segment,
+            **config.options(),
+        )
+        launch(
+            _path_backward_kernels().path_scan_conv_bwd_kernel,
+            conv_workers * (_parts(mixed, config.conv_channels) + _parts(heads, config.conv_channels)),
+            *(rows, *rows.stride()[:2], *parameters[:2], y, y.stride(1), y.stride(0), shares, of_dt),
+            *(grad_rows, *grad_rows.stride()[:2], of_weight, of_conv_bias, *place, videos, conv_workers),
+            DIRECTIONS=directions,
+            SIZES=mixer.sizes,
+            PARTS=parts,
+            BLOCK_T=config.conv_tokens,
+            BLOCK_C=config.conv_channels,
+            ACCUMULATE=accumulate,
+            **config.row_options(),
+        )
+        of_A, of_D, of_bias = per_program
+        sources = [of_weight, of_conv_bias, of_bias, of_A, of_D, of_norm]
+        _sum_rows([source for source in sources if source is not None], found, config, accumulate)
+    return [grad_rows, *found]
+
+
+def _stashed(blocks) -> int:
+    """Numbers of a chunk's x, B and C."""
+    tokens, channels, state = blocks
+    return tokens * (channels + 2 * state)
+
+
 @dataclass(frozen=True)
 class _Mixer:
     """One call of `path_scan` along one path: its tensors and sizes."""
@@ -251,7 +353,7 @@ class _Mixer:
         block = 1 << (self.norm_group_size - 1).bit_length()
         return max(1, config.row_numbers // block), self.norm_group_size, block
 
-    def scan(self, config, states: Tensor | None = None) -> Tensor:
+    def scan(self, config: ChunkConfig, states: Tensor | None = None) -> Tensor:
         """What the scans give before their gate: (directions, B, T, E)."""
         kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
         y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
@@ -328,3 +430,9 @@ def _sum_kernels():
     from medsora_ops.scan import sum_kernels
 
     return sum_kernels
+
+
+def _path_backward_kernels():
+    from medsora_ops.scan import path_backward_kernels
+
+    return path_backward_kernels

@@ -15,7 +15,7 @@ from medsora_ops.triton_math import sigmoid, silu_slope
 @triton.jit
 def rows_of_tile(tile, rows, tokens, ROWS: tl.constexpr):
     """Number over all videos, video and token of each row of a tile, as columns, and which are real."""
-    row = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     return row, row // tokens, row % tokens, row < rows
 
 

@@ -1,0 +1,221 @@
+"""The way back along a path of long sequences: through the scan, chunk by chunk, and through the convolution.
+
+    y       (directions, videos, tokens, E): the gradient of the scans; path_scan_chunk_bwd_kernel puts that of x there
+    of_BC   (heads of a group * parts, directions, videos, tokens, 2 groups * state) float32: shares of dB and dC
+    of_dt   (parts, directions, videos, tokens, heads) float32
+All in grid order, and before SiLU's slope: the convolution takes that once, not once a head.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from medsora_ops.scan.chunk_backward_kernels import chunk_back, keep_chunk, turned_state_after
+from medsora_ops.scan.chunk_kernels import activated, chunk_decay, place_of_program, walk_of, walk_steps
+from medsora_ops.scan.walk_kernels import convolved, row_starts, rows_before
+from medsora_ops.triton_math import sigmoid, silu_slope
+
+
+@triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "segments"])
+def path_scan_chunk_bwd_kernel(
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, y_video_stride, direction_stride,
+    states, kept, stash, of_BC, of_dt, of_A, of_D, of_bias, table, length, sequences, stride, segments,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Programs as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts, heads) float32.
+
+    stash: (programs, tokens * (channels + 2 state)) in the rows' type. What a chunk's x, B and C are after convolution
+    and SiLU lies there, so that each product finds it in memory; otherwise each would compute it again.
+    """
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    BLOCK_N: tl.constexpr = BLOCKS[2]
+    HEADS: tl.constexpr = SIZES[0]
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    STATES: tl.constexpr = SIZES[2] * SIZES[3]
+    TAPS: tl.constexpr = SIZES[4]
+    PARTS: tl.constexpr = (SIZES[1] + BLOCK_P - 1) // BLOCK_P
+    OPERANDS: tl.constexpr = rows.dtype.element_ty
+    given = (rows, video_stride, token_stride)
+    filters = (conv_weight, conv_bias)
+    sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    direction = sequence % DIRECTIONS
+    tokens = sequences * length
+    planes = tl.num_programs(0) // (PARTS * HEADS) // sequences  # videos, each in both directions
+    program = tl.program_id(0).to(tl.int64)
+    n = tl.arange(0, BLOCK_N)
+    p = tl.arange(0, BLOCK_P)
+    token = tl.arange(0, BLOCK_T)
+    real = n < SIZES[3]
+    rate = tl.load(A + head).to(tl.float32)
+    bias = tl.load(dt_bias + head).to(tl.float32)
+    skip = tl.load(D + head).to(tl.float32)
+    of_x = head * SIZES[1] + channel
+    of_b = WIDTH + group * SIZES[3] + n
+    dt_column = 2 * WIDTH + 2 * STATES + head
+    kept += program * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
+    stash += program * (BLOCK_T * (BLOCK_P + 2 * BLOCK_N))
+    x_stash = stash + token * BLOCK_P
+    b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
+    c_stash = b_stash + BLOCK_T * BLOCK_N
+    plane = direction.to(tl.int64) * (planes // DIRECTIONS) * tokens
+    share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * planes * tokens
+    mixed = (y + direction.to(tl.int64) * direction_stride, y_video_stride, WIDTH)
+    shares = (of_BC + (share + plane) * (2 * STATES), tokens.to(tl.int64) * (2 * STATES), 2 * STATES)
+    of_steps = (of_dt + (part.to(tl.int64) * planes * tokens + plane) * HEADS, tokens.to(tl.int64) * HEADS, HEADS)
+    within = p[:, None] * BLOCK_N + n[None, :]
+    after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+    sum_rate = tl.zeros([BLOCK_T], tl.float32)
+    sum_bias = tl.zeros([BLOCK_T], tl.float32)
+    sum_skip = tl.zeros([BLOCK_T], tl.float32)
+    for back in tl.range(0, segments, disable_licm=True):
+        segment = segments - 1 - back
+        start = segment * (SEGMENT * BLOCK_T)
+        chunks = tl.minimum(tl.cdiv(length - start, BLOCK_T), SEGMENT)
+        state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+        if states is not None:
+            state = tl.load(states + (program * segments + segment) * (BLOCK_P * BLOCK_N) + within)
+        for chunk in tl.range(0, chunks, disable_licm=True):
+            first = start + chunk * BLOCK_T
+            walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
+            _, step = walk_steps(given, walk, bias, dt_column)
+            total, whole = chunk_decay(step, rate)
+            keep_chunk(kept, chunk, state, step, total, SEGMENT, BLOCKS)
+            values = activated(given, walk, filters, of_x, wanted, WIDTH, TAPS)
+            b = activated(given, walk, filters, of_b, real, WIDTH, TAPS)
+            state = turned_state_after(values.to(OPERANDS), step, total, whole, b, state, OPERANDS)
+        tl.debug_barrier()  # what follows reads what other threads of this program have written
+        for later in tl.range(0, chunks, disable_licm=True):
+            chunk = chunks - 1 - later
+            first = start + chunk * BLOCK_T
+            walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
+            values = activated(given, walk, filters, of_x, wanted, WIDTH, TAPS)
+            tl.store(x_stash[:, None] + p[None, :], values.to(OPERANDS))
+            b = activated(given, walk, filters, of_b, real, WIDTH, TAPS)
+            tl.store(b_stash[:, None] + n[None, :], b.to(OPERANDS))
+            c = activated(given, walk, filters, of_b + STATES, real, WIDTH, TAPS)
+            tl.store(c_stash[:, None] + n[None, :], c.to(OPERANDS))
+            tl.debug_barrier()
+            at, inside = row_starts(mixed, walk, 0)
+            to_shares, _ = row_starts(shares, walk, 0)
+            after, of_step, of_decay, of_skip = chunk_back(
+                *(x_stash, b_stash, c_stash, at, at, to_shares, to_shares),
+                (p, of_x, n, of_b - WIDTH, of_b - WIDTH + STATES, wanted, real),
+                *(inside, skip, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS, False),
+            )
+            raw, step = walk_steps(given, walk, bias, dt_column)
+            sum_rate += of_decay * step
+            sum_skip += of_skip
+            of_step = tl.where(inside, (of_step + of_decay * rate) * sigmoid(raw), 0.0)
+            sum_bias += of_step
+            at, _ = row_starts(of_steps, walk, 0)
+            tl.store(at + head, of_step, mask=inside)
+            tl.debug_barrier()  # before the next chunk, or segment, writes the scratch anew
+    row = (sequence.to(tl.int64) * PARTS + part) * HEADS + head
+    tl.store(of_A + row, tl.sum(sum_rate, axis=0))
+    tl.store(of_D + row, tl.sum(sum_skip, axis=0))
+    tl.store(of_bias + row, tl.sum(sum_bias, axis=0))
+
+
+@triton.jit
+def tile_walk(
+    number, table, first, length, sequences, stride, OWN: tl.constexpr, BLOCK_T: tl.constexpr, REVERSE: tl.constexpr
+):
+    """The walk, either way, over the OWN tokens from `first` on, and over those that it goes to from there."""
+    place = tl.arange(0, BLOCK_T)
+    place += length - first - OWN if REVERSE else first
+    inside = (place >= 0) & (place < length)
+    return (table, number // sequences, number % sequences * stride, place, inside, length, REVERSE)
+
+
+@triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "videos", "workers"])
+def path_scan_conv_bwd_kernel(
+    rows, video_stride, token_stride, conv_weight, conv_bias, y, y_video_stride, direction_stride, of_BC, of_dt,
+    grad_rows, grad_video_stride, grad_token_stride, of_weight, of_bias,
+    table, length, sequences, stride, videos, workers,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+):  # fmt: skip
+    """x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of the filters.
+
+    A program takes a block of channels and every workers-th tile of tokens, with both directions. A token's gradient
+    is gathered from those up to TAPS - 1 after it, so tiles overlap by that.
+    of_weight: (workers, channels of the convolution, taps); of_bias: (workers, channels).
+    """
+    HEADS: tl.constexpr = SIZES[0]
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    STATES: tl.constexpr = SIZES[2] * SIZES[3]
+    MIXED: tl.constexpr = WIDTH + 2 * STATES
+    TAPS: tl.constexpr = SIZES[4]
+    OWN: tl.constexpr = BLOCK_T - TAPS + 1
+    CONVOLVED: tl.constexpr = (MIXED + BLOCK_C - 1) // BLOCK_C
+    BLOCKS: tl.constexpr = CONVOLVED + (HEADS + BLOCK_C - 1) // BLOCK_C
+    SHARES: tl.constexpr = HEADS // SIZES[2] * PARTS
+    given = (rows, video_stride, token_stride)
+    given_grad = (grad_rows, grad_video_stride, grad_token_stride)
+    filters = (conv_weight, conv_bias)
+    block = tl.program_id(0) % BLOCKS
+    worker = tl.program_id(0) // BLOCKS
+    row = tl.arange(0, BLOCK_T)
+    tokens = tl.cast(sequences * length, tl.int64)
+    per_sequence = tl.cdiv(length, OWN)
+    if block < CONVOLVED:
+        channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
+        wanted = channel < MIXED
+        shares = tl.where(block * BLOCK_C + BLOCK_C > WIDTH, SHARES, 0)
+        sum_weight = tl.zeros([triton.next_power_of_2(TAPS + 1), BLOCK_C], tl.float32)
+        tap = tl.arange(0, triton.next_power_of_2(TAPS + 1))[:, None]  # steps back; the last one stands for the bias
+        for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
+            number = tl.cast(tile // per_sequence, tl.int32)
+            first = tile % per_sequence * OWN
+            total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+            for direction in tl.static_range(DIRECTIONS):
+                walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, direction == 1)
+                of_x = (y + direction * direction_stride, y_video_stride, WIDTH)
+                grad = rows_before(of_x, walk, channel, channel < WIDTH, 0)
+                for share in tl.range(0, shares, disable_licm=True):
+                    plane = tl.cast(share * DIRECTIONS + direction, tl.int64) * videos * tokens
+                    of_share = (of_BC + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
+                    grad += rows_before(of_share, walk, channel - WIDTH, wanted & (channel >= WIDTH), 0)
+                before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                grad = tl.where(walk[4][:, None], grad * silu_slope(before, sigmoid(before)), 0.0)
+                own = tl.where((row < OWN)[:, None], grad, 0.0)
+                sum_weight += tl.where(tap == TAPS, tl.sum(own, axis=0)[None, :], 0.0)
+                for back in tl.static_range(TAPS):
+                    of_tap = tl.sum(own * rows_before(given, walk, WIDTH + channel, wanted, back), axis=0)
+                    sum_weight += tl.where(tap == back, of_tap[None, :], 0.0)
+                    index = OWN - 1 - row + back if direction == 1 else row + back
+                    index = tl.minimum(tl.maximum(index, 0), BLOCK_T - 1)
+                    later = tl.gather(grad, tl.broadcast_to(index[:, None], [BLOCK_T, BLOCK_C]), 0)
+                    weight = tl.load(conv_weight + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0)
+                    total += weight.to(tl.float32)[None, :] * later
+            walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
+            store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)
+        at = (worker.to(tl.int64) * MIXED + channel)[None, :]
+        tl.store(of_weight + at * TAPS + (TAPS - 1 - tap), sum_weight, mask=(tap < TAPS) & wanted[None, :])
+        if conv_bias is not None:
+            tl.store(of_bias + at + tap * 0, sum_weight, mask=(tap == TAPS) & wanted[None, :])
+    else:
+        head = (block - CONVOLVED) * BLOCK_C + tl.arange(0, BLOCK_C)
+        wanted = head < HEADS
+        for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
+            first = tile % per_sequence * OWN
+            walk = tile_walk(
+                tl.cast(tile // per_sequence, tl.int32), table, first, length, sequences, stride, OWN, BLOCK_T, False
+            )
+            total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+            for plane in tl.static_range(PARTS * DIRECTIONS):
+                of_plane = (of_dt + plane * (videos * tokens * HEADS), tokens * HEADS, HEADS)
+                total += rows_before(of_plane, walk, head, wanted, 0)
+            store_own(given_grad, walk, WIDTH + MIXED + head, wanted, total, OWN, ACCUMULATE)
+
+
+@triton.jit
+def store_own(rows, walk, column, wanted, value, OWN: tl.constexpr, ACCUMULATE: tl.constexpr):
+    at, inside = row_starts(rows, walk, 0)
+    at = at[:, None] + column[None, :]
+    mask = (inside & (tl.arange(0, value.shape[0]) < OWN))[:, None] & wanted[None, :]
+    if ACCUMULATE:
+        value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, value.to(at.dtype.element_ty), mask=mask)
