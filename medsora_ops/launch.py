@@ -1,4 +1,4 @@
-"""The one way from Python to a Triton kernel, so that what runs can also be listed and compiled without running.
+"""The one way from Python to a Triton kernel, so that what runs can also be compiled without running.
 
 A host function describes its tensors and calls `launch` for each kernel. Given tensors on the meta device, within
 `compiling()`, the same host function compiles the very kernels that it would run, for `warmup` and for the checks that
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it at its import: one process, one mode
-_compiled: contextvars.ContextVar[list | None] = contextvars.ContextVar("medsora_compiled", default=None)
 
 
 @dataclass(frozen=True)
@@ -29,23 +28,32 @@ class Compiled:
     kernel: object
 
 
+_compiled: contextvars.ContextVar[tuple[str, list[Compiled]] | None] = contextvars.ContextVar(
+    "medsora_compiled", default=None
+)
+
+
 def launch(kernel, programs: int, *arguments, **options) -> None:
-    """Run `kernel` with `programs` programs on the current stream of its tensors' device; 0 programs are no launch."""
+    """Run `kernel` with `programs` programs on the current stream of the current device; no programs, no launch."""
     if programs == 0:
         return
-    compiled = _compiled.get()
-    if compiled is None:
+    compiling = _compiled.get()
+    if compiling is None:
         kernel[(programs,)](*arguments, **options)
     else:
-        compiled.append(Compiled(kernel.__name__, options, kernel.warmup(*arguments, grid=(programs,), **options)))
+        found = kernel.warmup(*arguments, grid=(programs,), **options)
+        compiling[1].append(Compiled(kernel.__name__, options, found))
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[list[Compiled]]:
-    """Within the block kernels are compiled, not run; the list yielded holds them in the order of their launches."""
-    token = _compiled.set([])
+def compiling(architecture: str) -> Iterator[list[Compiled]]:
+    """Within the block kernels are compiled, not run; the list yielded holds them in the order of their launches.
+
+    architecture: the one that `architecture` tells for tensors on the meta device, "sm_90".
+    """
+    token = _compiled.set((architecture, []))
     try:
-        yield _compiled.get()
+        yield _compiled.get()[1]
     finally:
         _compiled.reset(token)
 
@@ -53,6 +61,29 @@ def compiling() -> Iterator[list[Compiled]]:
 def on_device(x: torch.Tensor):
     """A context in which launches go to the device of x, whichever is current."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """How many a device has; 2 for devices that have none, so that the interpreter's programs take several tiles."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def architecture(device: torch.device) -> str:
+    """"sm_90", "gfx942"; "interpreter" where kernels run on a CPU."""
+    if device.type == "meta":
+        return _compiled.get()[0]
+    return _architecture(device)
+
+
+@functools.cache
+def _architecture(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
 def unavailable() -> str | None:
@@ -64,9 +95,3 @@ def unavailable() -> str | None:
     except ImportError as error:
         return f"triton does not import: {error}"
     return None if torch.cuda.is_available() else "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels slowly on a CPU)"
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """How many a device has; 2 for devices that have none, so that the interpreter's programs take several tiles."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -64,7 +64,7 @@ def compiling_for(target: str) -> Iterator[list[Compiled]]:
     aim = GPUTarget(kind, int(architecture), 32) if kind == "cuda" else GPUTarget(kind, architecture, 64)
     triton.runtime.driver.set_active(_Absent(aim))
     try:
-        with compiling() as compiled:
+        with compiling(f"sm_{architecture}" if kind == "cuda" else architecture) as compiled:
             yield compiled
     finally:
         triton.runtime.driver._active = before

@@ -32,6 +32,10 @@ class TileConfig:
         return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
 
 
+FORWARD = TileConfig(num_warps=16)
+BACKWARD = TileConfig()
+
+
 @dataclass(frozen=True)
 class Mixer:
     """The sizes of one call."""
@@ -86,10 +90,11 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
     return outputs
 
 
-def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig) -> list[Tensor]:
-    """Gradients of rows and of the parameters that are not None."""
+def backward(
+    grads, grad_rows: Tensor, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig
+) -> list[Tensor]:
+    """Write grad_rows, all of it. Returns the gradients of the parameters that are not None."""
     videos = rows.shape[0]
-    grad_rows = rows.new_empty(rows.shape)
     given = [p for p in parameters if p is not None]
     found_parameters = [torch.empty_like(p) for p in given]
     lengths, sequences, tiles = _cut(rows, offsets, config)
@@ -125,7 +130,7 @@ def backward(grads, rows: Tensor, parameters, offsets, strides, mixer: Mixer, co
             BLOCK_ROWS=64,
             BLOCK=REDUCED,
         )
-    return [grad_rows, *found_parameters]
+    return found_parameters
 
 
 def _cut(rows: Tensor, offsets, config: TileConfig):

@@ -1,65 +1,117 @@
-"""`path_scan` and `ssd_scan` by Triton kernels, on GPUs: the layout of launches, none of the arithmetic."""
+"""`path_scan` and `ssd_scan` by Triton kernels, on GPUs: which kernels serve which paths.
+
+Sequences of up to LONGEST_TILE tokens are taken whole, all such paths in one launch; longer ones chunk by chunk.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medsora_ops import launch
 from medsora_ops.backends import register
+from medsora_ops.configs import choose
+from medsora_ops.scan import chunk_launch, tile_launch
+from medsora_ops.scan.tile_launch import LONGEST_TILE, Mixer, TileConfig
 
-LONGEST_TILE = 64  # tokens of a sequence that one program takes whole
-
-
-@dataclass(frozen=True)
-class TileConfig:
-    """How a tile kernel is cut. tokens: of a tile; state: numbers of the state at a time; programs: per multiprocessor."""
-
-    tokens: int = 64
-    state: int = 64
-    num_warps: int = 8
-    num_stages: int = 1
-    programs: int = 2
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_STATE = _MOST_HEAD_DIM = 256
 
 
-def path_scan(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, offsets, strides, *settings) -> list[Tensor]:
-    """Arguments and results as the definition's in reference.py. One launch for all paths of short sequences."""
-    rows, config = _whole_rows(zxbcdt), TileConfig()
-    shape = _Shape.of(rows, conv_weight, dt_bias, *settings)
-    outputs = [rows.new_empty(*rows.shape[:2], shape.width) for _ in offsets]
-    walks = [shape.walk(table, stride, config) for table, stride in zip(offsets, strides, strict=True)]
-    tiles = [walk.tiles for walk in walks]
-    programs = min(sum(tiles), _programs(rows, config))
-    kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
-    gated = rows.new_empty(programs * shape.directions * config.tokens * shape.width, dtype=kept)
-    squares = rows.new_empty(programs * shape.directions * shape.heads * config.tokens, dtype=torch.float32)
-    kernels = _kernels()
-    with launch.on_device(rows):
-        launch.launch(
-            kernels.path_scan_tile_fwd_kernel,
-            programs,
-            rows,
-            *rows.stride()[:2],
-            *(None if p is None else p.contiguous() for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight)),
-            shape.eps,
-            tuple(outputs),
-            rows.shape[1] * shape.width,
-            tuple(offsets),
-            tuple(walk.length for walk in walks),
-            tuple(walk.sequences for walk in walks),
-            tuple(strides),
-            tuple(sum(tiles[:i]) for i in range(len(tiles))),
-            sum(tiles),
-            rows.shape[0],
-            gated,
-            squares,
-            DIRECTIONS=shape.directions,
-            SIZES=shape.sizes,
-            BLOCKS=shape.blocks(config),
-            **_options(config),
-        )
+def path_scan(zxbcdt: Tensor, *arguments) -> list[Tensor]:
+    """Arguments and results as the definition's in reference.py."""
+    *parameters, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size = arguments
+    settings = (head_dim, groups, bidirectional, eps, norm_group_size)
+    rows, parameters = _whole_rows(zxbcdt), [None if p is None else p.contiguous() for p in parameters]
+    outputs: list[Tensor | None] = [None] * len(offsets)
+    short, long = _by_length(offsets, settings)
+    if short:
+        tables, steps = [offsets[i] for i in short], [strides[i] for i in short]
+        mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
+        config = _config("path_scan_tile_fwd", tile_launch.FORWARD, rows, tables, mixer)
+        for i, out in zip(short, tile_launch.forward(rows, parameters, tables, steps, mixer, config), strict=True):
+            outputs[i] = out
+    for i in long:
+        outputs[i] = chunk_launch.path_scan_chunked(rows, *parameters, offsets[i], strides[i], *settings)
     return outputs
+
+
+def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> list[Tensor]:
+    """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
+    *parameters, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size = arguments
+    settings = (head_dim, groups, bidirectional, eps, norm_group_size)
+    rows, parameters = _whole_rows(zxbcdt), [None if p is None else p.contiguous() for p in parameters]
+    grads = [_whole_rows(grad) for grad in grads]
+    grad_rows, totals = rows.new_empty(rows.shape), None
+    short, long = _by_length(offsets, settings)
+    if short:
+        tables, steps = [offsets[i] for i in short], [strides[i] for i in short]
+        mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
+        config = _config("path_scan_tile_bwd", tile_launch.BACKWARD, rows, tables, mixer)
+        of_paths = [grads[i] for i in short]
+        totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config)
+    for i in long:
+        found = chunk_launch.path_scan_chunked_backward(
+            grads[i], grad_rows, rows, *parameters, offsets[i], strides[i], *settings, accumulate=totals is not None
+        )
+        totals = found if totals is None else [a + b for a, b in zip(totals, found, strict=True)]
+    return [grad_rows, *(t.to(p.dtype) for t, p in zip(totals, (p for p in parameters if p is not None), strict=True))]
+
+
+def _by_length(offsets, settings) -> tuple[list[int], list[int]]:
+    head_dim, *_, norm_group_size = settings
+    whole = [table.shape[0] <= LONGEST_TILE and norm_group_size % head_dim == 0 for table in offsets]
+    return [i for i, fits in enumerate(whole) if fits], [i for i, fits in enumerate(whole) if not fits]
+
+
+def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer) -> TileConfig:
+    return choose(kernel, default, rows, max(t.shape[0] for t in tables), mixer.head_dim, mixer.state)
+
+
+def _whole_rows(x: Tensor) -> Tensor:
+    """Any strides are read in place, except over channels: an expanded gradient (stride 0 there) is copied."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _supports_path_scan(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, offsets, strides, head_dim,
+                        groups, *_) -> str | None:  # fmt: skip
+    state = (conv_weight.shape[0] - norm_weight.shape[0]) // (2 * groups)
+    return _supports(zxbcdt, head_dim, state)
+
+
+def _supports_ssd_scan(x, dt, A, B, *_) -> str | None:
+    return _supports(x, x.shape[3], B.shape[3])
+
+
+def _supports(x: Tensor, head_dim: int, state: int) -> str | None:
+    if x.dtype not in _DTYPES:
+        return f"serves float32, bfloat16 and float16, not {x.dtype}"
+    if head_dim > _MOST_HEAD_DIM:
+        return f"serves heads of at most {_MOST_HEAD_DIM} channels, not {head_dim}"
+    return None if 0 < state <= _MOST_STATE else f"serves states of 1 to {_MOST_STATE} numbers, not {state}"
+
+
+_DEVICES = ("cuda", "cpu") if launch.INTERPRETED else ("cuda",)
+
+register(
+    "path_scan",
+    "triton",
+    path_scan,
+    path_scan_backward,
+    devices=_DEVICES,
+    priority=5,
+    unavailable=launch.unavailable,
+    supports=_supports_path_scan,
+)
+register(
+    "ssd_scan",
+    "triton",
+    chunk_launch.ssd_scan,
+    chunk_launch.ssd_scan_backward,
+    devices=_DEVICES,
+    priority=5,
+    unavailable=launch.unavailable,
+    supports=_supports_ssd_scan,
+)
