@@ -134,8 +134,8 @@ def _kept(config: ChunkConfig, blocks) -> int:
     return config.segment * (channels * state + 2 * tokens)
 
 
-def _sum_rows(sources, outs, config: ChunkConfig, accumulate: bool = False) -> None:
-    """Each out becomes the sum of its source's rows, or is added to; neither where out is None."""
+def _sum_rows(sources, outs, config: ChunkConfig) -> None:
+    """Each out becomes the sum of its source's rows, where it is not None."""
     sources, outs = zip(*((s, out) for s, out in zip(sources, outs, strict=True) if out is not None), strict=True)
     widths = [out.numel() for out in outs]
     programs = [_parts(width, SUMMED) for width in widths]
@@ -146,7 +146,6 @@ def _sum_rows(sources, outs, config: ChunkConfig, accumulate: bool = False) -> N
         tuple(sum(programs[:k]) for k in range(len(programs))),
         BLOCK_ROWS=16,
         BLOCK=SUMMED,
-        ACCUMULATE=accumulate,
         **config.row_options(),
     )
 
@@ -214,6 +213,7 @@ def path_scan_chunked(
 
 def path_scan_chunked_backward(
     grad: Tensor,
+    grad_rows: Tensor,
     zxbcdt: Tensor,
     conv_weight: Tensor,
     conv_bias: Tensor | None,
@@ -224,29 +224,22 @@ def path_scan_chunked_backward(
     table: Tensor,
     stride: int,
     *settings,
+    accumulate: bool = False,
     config: ChunkConfig = BACKWARD,
-    into: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Gradients of the first seven tensors after grad (those not None), in their order; only the inputs were kept.
+    """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
-    into: gradients that other paths gave, contiguous over channels, to add to; they are returned.
+    grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
     Five launches. Scratch, for each token and direction: y (E), and in float32 2 heads state for the heads' shares of
     dB and dC; for each of the sequences * directions * heads programs, segment and length / (tokens * segment) states.
     """
-    given = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
-    parameters = tuple(_contiguous(p) for p in given)
+    parameters = tuple(_contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
     grad, rows, directions = _whole_rows(grad), mixer.rows, mixer.directions
     (heads, head_dim, groups, state, taps), (videos, tokens, _) = mixer.sizes, rows.shape
     blocks, segments = config.blocks(head_dim, state), config.segments(mixer.length)
     parts, programs = _parts(head_dim, blocks[1]), mixer.programs(blocks)
     mixed, (tile, normed, _) = parameters[0].shape[0], mixer.division(config)
-    if into is None:
-        into = [t.new_empty(t.shape) for t in (zxbcdt, *given) if t is not None]
-        accumulate = False
-    else:
-        accumulate = True
-    grad_rows, *found = into
 
     def scratch(*shape):
         return rows.new_empty(shape, dtype=torch.float32)
@@ -300,9 +293,9 @@ def path_scan_chunked_backward(
             **config.row_options(),
         )
         of_A, of_D, of_bias = per_program
-        sources = [of_weight, of_conv_bias, of_bias, of_A, of_D, of_norm]
-        _sum_rows([source for source in sources if source is not None], found, config, accumulate)
-    return [grad_rows, *found]
+        found = [None if p is None else scratch(*p.shape) for p in parameters]
+        _sum_rows([of_weight, of_conv_bias, of_bias, of_A, of_D, of_norm], found, config)
+    return [p for p in found if p is not None]
 
 
 def _stashed(blocks) -> int:

@@ -9,9 +9,9 @@ import triton.language as tl
 @triton.jit(do_not_specialize=["counts", "widths", "first_programs"])
 def scan_sum_rows_kernel(
     sources, outs, counts, widths, first_programs,
-    BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr, ACCUMULATE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """outs[k] (widths[k]) = sums of the rows of sources[k] (counts[k], widths[k]), in float32; or added to outs.
+    """outs[k] (widths[k]) = sums of the rows of sources[k] (counts[k], widths[k]), in float32.
 
     Programs from first_programs[k] on take BLOCK columns each of sources[k].
     """
@@ -26,6 +26,4 @@ def scan_sum_rows_kernel(
                 mask = (row < counts[k])[:, None] & (column < width)[None, :]
                 at = sources[k] + row.to(tl.int64)[:, None] * width + column[None, :]
                 total += tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
-            if ACCUMULATE:
-                total += tl.load(outs[k] + column, mask=column < width, other=0.0).to(tl.float32)
             tl.store(outs[k] + column, total.to(outs[k].dtype.element_ty), mask=column < width)
