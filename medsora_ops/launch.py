@@ -70,7 +70,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def architecture(device: torch.device) -> str:
-    """"sm_90", "gfx942"; "interpreter" where kernels run on a CPU."""
+    """ "sm_90", "gfx942"; "interpreter" where kernels run on a CPU."""
     if device.type == "meta":
         return _compiled.get()[0]
     return _architecture(device)
@@ -94,4 +94,6 @@ def unavailable() -> str | None:
         import triton  # noqa: F401
     except ImportError as error:
         return f"triton does not import: {error}"
-    return None if torch.cuda.is_available() else "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels slowly on a CPU)"
+    return (
+        None if torch.cuda.is_available() else "torch sees no GPU (TRITON_INTERPRET=1 runs the kernels slowly on a CPU)"
+    )

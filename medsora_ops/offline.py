@@ -1,18 +1,23 @@
-"""Compile the Triton kernels for a GPU that is not here, and read what the compiler made of them.
+"""Compile the Triton kernels for GPUs that are not here, and tell what the compiler made of them.
 
-    with compiling_for("cuda:90") as compiled:
-        path_scan(...)  # on the meta device: nothing runs
-    print(resources(compiled[0]))
+    python -m medsora_ops.offline --targets cuda:80 cuda:90 cuda:100 hip:gfx942
+
+Registers and stack are those of one thread; a stack holds what did not fit into registers. Exit status 1 if a kernel
+does not compile, asks for more shared memory than the chip has, or lacks the matrix instructions that it should have.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import itertools
+import json
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,6 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from medsora_ops.launch import Compiled, compiling
+from medsora_ops.paths import ScanPath
 
 # Shared memory that one program may ask for, in bytes, by architecture.
 SHARED_MEMORY = {"cuda:80": 166912, "cuda:86": 101376, "cuda:89": 101376, "cuda:90": 232448, "cuda:100": 232448,
@@ -46,8 +52,8 @@ class _Absent:
     def get_current_target(self) -> GPUTarget:
         return self._target
 
-    def get_current_device(self) -> int:
-        return 0
+    def get_current_device(self) -> str:
+        return str(self._target)  # what is compiled is remembered by device
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
@@ -76,7 +82,9 @@ def resources(compiled: Compiled) -> Resources:
     shared = kernel.metadata.shared
     if "cubin" not in kernel.asm:
         code = kernel.asm.get("amdgcn", "")
-        registers, scratch = (re.search(rf"\.{name}:\s*(\d+)", code) for name in ("vgpr_count", "private_segment_fixed_size"))
+        registers, scratch = (
+            re.search(rf"\.{name}:\s*(\d+)", code) for name in ("vgpr_count", "private_segment_fixed_size")
+        )
         found = [int(match.group(1)) if match else None for match in (registers, scratch)]
         return Resources(found[0], found[1], None, shared, len(re.findall(r"v_mfma", code)))
     usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
@@ -86,9 +94,87 @@ def resources(compiled: Compiled) -> Resources:
     return Resources(numbers["REG"], numbers["STACK"], numbers["LOCAL"], shared, matrix)
 
 
+def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[Compiled]:
+    """Every kernel of both scans, forward and backward, as the table of configurations cuts them; width 16 heads."""
+    from medsora_ops.scan import triton as scans
+    from medsora_ops.warmup import describe
+
+    heads = 16
+    settings = (heads * head_dim, head_dim, state, 1, 4, True, None, True, dtype, torch.float32, True)
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    with compiling_for(target) as compiled:
+        describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
+        describe((ScanPath.raster((8, 16, 16)),), *settings)
+        a = meta(heads, dtype=torch.float32)
+        arguments = (
+            *(
+                meta(2, 4096, heads, head_dim),
+                meta(2, 4096, heads),
+                a,
+                meta(2, 4096, 1, state),
+                meta(2, 4096, 1, state),
+            ),
+            *(a, meta(2, 4096, heads, head_dim), a, None, True, False),
+        )
+        scans.ssd_scan_backward(scans.ssd_scan(*arguments), *arguments)
+    return list({(one.name, str(one.options)): one for one in compiled}.values())
+
+
+def report(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[dict]:
+    """A row for each kernel of `compile_scans`: its resources, and what is wrong with it, if anything."""
+    rows = []
+    for one in compile_scans(target, dtype, head_dim, state):
+        found = resources(one)
+        wrong = []
+        if found.shared > SHARED_MEMORY[target]:
+            wrong.append(f"asks for {found.shared} bytes of shared memory, {target} has {SHARED_MEMORY[target]}")
+        if "tt.dot" in one.kernel.asm["ttir"] and not found.matrix_instructions:
+            wrong.append("has no matrix instructions")
+        case = dict(kernel=one.name, target=target, dtype=str(dtype).removeprefix("torch."), head_dim=head_dim)
+        rows.append({**case, "state": state, "warps": one.options.get("num_warps", 4), **asdict(found), "wrong": wrong})
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile, print a table, and return the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m medsora_ops.offline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--targets", nargs="+", default=["cuda:80", "cuda:90", "cuda:100"], choices=SHARED_MEMORY)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--head-dims", nargs="+", type=int, default=[64], metavar="P")
+    parser.add_argument("--states", nargs="+", type=int, default=[128], metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    options = parser.parse_args(arguments)
+    columns = ("kernel", "target", "dtype", "head_dim", "state", "warps", "registers", "stack", "shared",
+               "matrix_instructions")  # fmt: skip
+    print(f"triton {triton.__version__}\n" + "  ".join(("kernel".ljust(28), *columns[1:])))
+    rows = []
+    for target, dtype, head_dim, state in itertools.product(
+        options.targets, options.dtypes, options.head_dims, options.states
+    ):
+        for row in report(target, getattr(torch, dtype), head_dim, state):
+            rows.append(row)
+            cells = [str(row["kernel"]).ljust(28), *(str(row[name]).rjust(len(name)) for name in columns[1:])]
+            print("  ".join(cells), *row["wrong"], flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
+    wrong = sum(bool(row["wrong"]) for row in rows)
+    spilling = sum(bool(row["stack"]) for row in rows)
+    print(f"{len(rows)} kernels compiled; {spilling} use a stack; {wrong} wrong")
+    return 1 if wrong else 0
+
+
 def _cuobjdump(cubin: bytes, option: str) -> str:
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         return subprocess.run([program, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())

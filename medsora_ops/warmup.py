@@ -41,7 +41,7 @@ def warmup(
     if launch.INTERPRETED or device.type != "cuda" or launch.unavailable():
         return 0
     with torch.cuda.device(device), launch.compiling(launch.architecture(_indexed(device))) as compiled:
-        _describe(
+        describe(
             tuple(paths), width, head_dim, state, groups, taps, bidirectional, norm_group_size, conv_bias, dtype,
             parameters, backward,
         )  # fmt: skip
@@ -52,7 +52,7 @@ def _indexed(device: torch.device) -> torch.device:
     return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
-def _describe(
+def describe(
     paths, width, head_dim, state, groups, taps, bidirectional, norm_group_size, conv_bias, dtype, parameters, backward
 ):
     """One call of `path_scan` on tensors without memory; within `compiling()` its launches are compiled."""

@@ -14,6 +14,7 @@ from medsora_ops import launch
 from medsora_ops.backends import register
 from medsora_ops.configs import choose
 from medsora_ops.scan import chunk_launch, tile_launch
+from medsora_ops.scan.chunk_launch import ChunkConfig
 from medsora_ops.scan.tile_launch import LONGEST_TILE, Mixer, TileConfig
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -34,7 +35,8 @@ def path_scan(zxbcdt: Tensor, *arguments) -> list[Tensor]:
         for i, out in zip(short, tile_launch.forward(rows, parameters, tables, steps, mixer, config), strict=True):
             outputs[i] = out
     for i in long:
-        outputs[i] = chunk_launch.path_scan_chunked(rows, *parameters, offsets[i], strides[i], *settings)
+        config = _long_config("path_scan_chunk_fwd", chunk_launch.FORWARD, rows, offsets[i], parameters, settings)
+        outputs[i] = chunk_launch.path_scan_chunked(rows, *parameters, offsets[i], strides[i], *settings, config=config)
     return outputs
 
 
@@ -53,8 +55,10 @@ def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> l
         of_paths = [grads[i] for i in short]
         totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config)
     for i in long:
+        config = _long_config("path_scan_chunk_bwd", chunk_launch.BACKWARD, rows, offsets[i], parameters, settings)
+        along = offsets[i], strides[i], *settings
         found = chunk_launch.path_scan_chunked_backward(
-            grads[i], grad_rows, rows, *parameters, offsets[i], strides[i], *settings, accumulate=totals is not None
+            grads[i], grad_rows, rows, *parameters, *along, accumulate=totals is not None, config=config
         )
         totals = found if totals is None else [a + b for a, b in zip(totals, found, strict=True)]
     return [grad_rows, *(t.to(p.dtype) for t, p in zip(totals, (p for p in parameters if p is not None), strict=True))]
@@ -70,6 +74,27 @@ def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer
     return choose(kernel, default, rows, max(t.shape[0] for t in tables), mixer.head_dim, mixer.state)
 
 
+def _long_config(kernel: str, default: ChunkConfig, rows: Tensor, table: Tensor, parameters, settings) -> ChunkConfig:
+    head_dim, groups, *_ = settings
+    return choose(kernel, default, rows, table.shape[0], head_dim, _state(parameters[0], parameters[5], groups))
+
+
+def _state(conv_weight: Tensor, norm_weight: Tensor, groups: int) -> int:
+    return (conv_weight.shape[0] - norm_weight.shape[0]) // (2 * groups)
+
+
+def ssd_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others) -> list[Tensor]:
+    """Arguments and results as the definition's in reference.py."""
+    config = choose("ssd_scan_fwd", chunk_launch.FORWARD, x, x.shape[1], x.shape[3], B.shape[3])
+    return chunk_launch.ssd_scan(x, dt, A, B, *others, config=config)
+
+
+def ssd_scan_backward(grads: Sequence[Tensor], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others) -> list[Tensor]:
+    """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
+    config = choose("ssd_scan_bwd", chunk_launch.BACKWARD, x, x.shape[1], x.shape[3], B.shape[3])
+    return chunk_launch.ssd_scan_backward(grads, x, dt, A, B, *others, config=config)
+
+
 def _whole_rows(x: Tensor) -> Tensor:
     """Any strides are read in place, except over channels: an expanded gradient (stride 0 there) is copied."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -77,8 +102,7 @@ def _whole_rows(x: Tensor) -> Tensor:
 
 def _supports_path_scan(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, offsets, strides, head_dim,
                         groups, *_) -> str | None:  # fmt: skip
-    state = (conv_weight.shape[0] - norm_weight.shape[0]) // (2 * groups)
-    return _supports(zxbcdt, head_dim, state)
+    return _supports(zxbcdt, head_dim, _state(conv_weight, norm_weight, groups))
 
 
 def _supports_ssd_scan(x, dt, A, B, *_) -> str | None:
@@ -108,8 +132,8 @@ register(
 register(
     "ssd_scan",
     "triton",
-    chunk_launch.ssd_scan,
-    chunk_launch.ssd_scan_backward,
+    ssd_scan,
+    ssd_scan_backward,
     devices=_DEVICES,
     priority=5,
     unavailable=launch.unavailable,

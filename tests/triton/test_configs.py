@@ -1,0 +1,57 @@
+"""Which configuration serves a kernel: the user's table, the shipped one, the default."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from scan_case import Case, check
+
+from medsora_ops import configs
+from medsora_ops.launch import architecture
+from medsora_ops.scan import tile_launch
+from medsora_ops.scan.tile_launch import TileConfig
+
+
+@pytest.fixture(autouse=True)
+def own_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSORA_CONFIGS", str(tmp_path / "configs.json"))
+    configs.write(tmp_path / "configs.json", {})
+    yield tmp_path / "configs.json"
+    configs._chosen.cache_clear()
+
+
+def test_lengths_share_buckets():
+    assert [configs.bucket(length) for length in (1, 4, 5, 48, 64, 65)] == [4, 4, 8, 64, 64, 128]
+
+
+def test_a_table_is_used_and_says_what_was_measured(own_table, device, monkeypatch):
+    case = Case(kinds=("hw",), grid=(2, 3, 4), head_dim=32)
+    key = configs.Case("path_scan_tile_fwd", architecture(device), 16, 32, 16, "float32")
+    configs.write(own_table, {key: {"values": {"tokens": 16, "num_warps": 2}, "measured": {"chip": "here"}}})
+    taken = []
+    forward = tile_launch.forward
+    monkeypatch.setattr(tile_launch, "forward", lambda *a: taken.append(a[-1]) or forward(*a))
+    check(case, device)
+    assert taken[0] == dataclasses.replace(tile_launch.FORWARD, tokens=16, num_warps=2)
+    assert configs.user_table()[key]["measured"] == {"chip": "here"}
+    for change in (dict(head_dim=16), dict(grid=(1, 5, 5)), dict(dtype=torch.float16)):
+        taken.clear()
+        check(dataclasses.replace(case, **change), device)
+        assert taken[0] == tile_launch.FORWARD
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"format": 2, "entries": []}', '{"format": 1, "entries": [{}]}'])
+def test_a_damaged_table_is_named(own_table, content, device):
+    own_table.write_text(content)
+    configs._chosen.cache_clear()
+    with pytest.raises(ValueError, match="configs.json: is no table of kernel configurations .*medsora_ops.tune"):
+        configs.choose("path_scan_tile_fwd", TileConfig(), torch.empty(1, device=device), 48, 64, 128)
+
+
+def test_the_shipped_table_is_sound():
+    fields = {field.name for field in dataclasses.fields(TileConfig)}
+    for case, entry in configs.read(configs._SHIPPED).items():
+        assert entry["measured"].keys() >= {"chip", "date", "torch", "triton"}
+        assert not case.kernel.startswith("path_scan_tile") or entry["values"].keys() <= fields
+    assert json.loads(configs._SHIPPED.read_text())["format"] == configs.FORMAT
