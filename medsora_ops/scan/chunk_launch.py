@@ -49,7 +49,7 @@ class ChunkConfig:
         return dict(num_warps=self.row_warps, num_stages=1, enable_fp_fusion=True)
 
 
-FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32)  # on the way back more tiles are alive at a time
+FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32, row_warps=8)  # on the way back more tiles are alive at a time
 
 
 def ssd_scan(

@@ -1,0 +1,245 @@
+"""ssd_scan, and path_scan of long sequences, by the Triton kernels that walk chunk by chunk, against float64."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from recurrence import relative_error
+from sampling import sampled
+from scan_case import ALLOWED, Case, compare
+
+from medsora_ops.scan import reference
+from medsora_ops.scan.chunk_launch import (
+    BACKWARD,
+    FORWARD,
+    ChunkConfig,
+    path_scan_chunked,
+    path_scan_chunked_backward,
+    ssd_scan,
+    ssd_scan_backward,
+)
+
+NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
+ONE_A_HEAD = ("A", "D", "dt_bias")
+EDGES = (1, 2, 31, 32, 33, 63, 64, 65, 130, 200)
+CONFIGS = [
+    ChunkConfig(tokens, channels, segment=segment, row_numbers=numbers, row_programs=programs, conv_channels=channels)
+    for tokens, channels, segment, numbers, programs in itertools.product(
+        (16, 32, 64), (16, 32, 64), (1, 2, 8), (256, 4096), (1, 256)
+    )
+]
+
+
+def ssd_case(
+    length=70, heads=2, head_dim=16, groups=1, state=16, *, batch=1, without=(), channel_D=False, softplus=True,
+    states=True, dtype=torch.float32, parameters=None,
+):  # fmt: skip
+    """All arguments of the definition, and gradients of its results."""
+    made = torch.Generator().manual_seed(length + heads + state)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=made)
+
+    values = {
+        "x": normal(batch, length, heads, head_dim),
+        "dt": normal(batch, length, heads) - 1 if softplus else 0.3 * torch.rand(batch, length, heads, generator=made),
+        "A": -torch.rand(heads, generator=made) - 0.05,
+        "B": normal(batch, length, groups, state),
+        "C": normal(batch, length, groups, state),
+        "D": normal(heads, head_dim) if channel_D else normal(heads),
+        "z": normal(batch, length, heads, head_dim),
+        "dt_bias": 0.1 * normal(heads).abs(),
+        "initial_states": normal(batch, heads, head_dim, state),
+    }
+    types = dict.fromkeys(NAMES, dtype) | dict.fromkeys(("A", "D", "dt_bias"), parameters or dtype)
+    tensors = [None if name in without else values[name].to(types[name]) for name in NAMES]
+    grads = [normal(batch, length, heads, head_dim).to(dtype), normal(batch, heads, head_dim, state)]
+    return [*tensors, softplus, states], grads[: 1 + states]
+
+
+def moved(values, device):
+    return [v.to(device) if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def widened(values):
+    return [v.double().cpu() if isinstance(v, torch.Tensor) else v for v in values]
+
+
+def check_ssd(arguments, grads, device, forward=FORWARD, backward=BACKWARD, twice=False, hard=False):
+    """Values and every gradient; twice: and the same bits again."""
+    given, given_grads = moved(arguments, device), moved(grads, device)
+    outputs = ssd_scan(*given, config=forward)
+    found = ssd_scan_backward(given_grads, *given, config=backward)
+    if twice:
+        again = ssd_scan(*given, config=forward) + ssd_scan_backward(given_grads, *given, config=backward)
+        assert all(torch.equal(a, b) for a, b in zip((*outputs, *found), again, strict=True))
+    wide = widened(arguments)
+    right, right_grads = reference.ssd_scan(*wide), reference.ssd_scan_backward(widened(grads), *wide)
+    values, sums = ALLOWED[arguments[0].dtype]
+    if hard:  # also for the definition in the same types, which then sets the measure
+        values = sums = 3 * max(map(relative_error, reference.ssd_scan(*arguments), right))
+    types = [arguments[0].dtype, torch.float32]
+    for out, true, dtype in zip(outputs, right, types[: len(right)], strict=True):
+        assert out.dtype == dtype and out.shape == true.shape and relative_error(out.cpu(), true) < values
+    tensors = [(name, t) for name, t in zip(NAMES, arguments, strict=False) if t is not None]
+    for (name, tensor), grad, true in zip(tensors, found, right_grads, strict=True):
+        assert grad.dtype == tensor.dtype and grad.shape == tensor.shape, name
+        error, allowed = relative_error(grad.cpu(), true), sums if name in ONE_A_HEAD else 2 * values
+        assert error < allowed, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("length", sorted({*sampled(range(1, 201), 4), *sampled(EDGES, 4)}))
+def test_ssd_every_length(device, length):
+    check_ssd(*ssd_case(length, groups=2 if length % 2 else 1), device)
+
+
+@pytest.mark.parametrize(("head_dim", "state"), sampled(itertools.product((5, 16, 24, 64, 96), (5, 16, 20, 128)), 4))
+def test_ssd_every_size(device, head_dim, state):
+    check_ssd(*ssd_case(70, heads=2, head_dim=head_dim, state=state), device)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_ssd_groups(device, groups):
+    check_ssd(*ssd_case(20, heads=6, groups=groups), device, twice=True)
+
+
+@pytest.mark.parametrize("switches", sampled(itertools.product(*[(False, True)] * 6), 5))
+def test_ssd_every_argument_on_and_off(device, switches):
+    *given, softplus, states = switches
+    without = [name for name, there in zip(NAMES[5:], given, strict=True) if not there]
+    arguments = ssd_case(
+        50, without=without, softplus=softplus, states=states, channel_D=states != softplus, head_dim=20
+    )
+    check_ssd(*arguments, device, backward=replace(BACKWARD, channels=16))
+
+
+@pytest.mark.parametrize("parameters", [None, torch.float32])
+def test_ssd_float16(device, parameters):
+    check_ssd(*ssd_case(130, head_dim=24, dtype=torch.float16, parameters=parameters, channel_D=True), device)
+
+
+def test_ssd_float32_beside_float16(device):
+    arguments, grads = ssd_case(70, dtype=torch.float16)
+    for name in ("dt", "B", "z", "initial_states"):
+        arguments[NAMES.index(name)] = arguments[NAMES.index(name)].float()
+    check_ssd(arguments, grads, device)
+
+
+@pytest.mark.parametrize("config", sampled(CONFIGS, 3), ids=str)
+def test_ssd_every_way_of_cutting(device, config):
+    check_ssd(*ssd_case(100, head_dim=40, state=20, heads=1), device, config, config)
+
+
+def strided(tensor):
+    """The same values, a gap behind each row and the other dimensions in the opposite order in memory."""
+    order = (*reversed(range(tensor.dim() - 1)), tensor.dim() - 1)
+    wide = torch.full([tensor.shape[i] + (i == order[-1]) * 3 for i in order], torch.nan, dtype=tensor.dtype)
+    return wide.narrow(-1, 0, tensor.shape[-1]).permute(order).copy_(tensor)
+
+
+@pytest.mark.parametrize("change", [strided, lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2)])
+def test_ssd_any_strides(device, change):
+    arguments, grads = ssd_case(40, groups=2, batch=2)
+    changed = [change(a) if isinstance(a, torch.Tensor) and a.dim() > 1 else a for a in arguments]
+    check_ssd(changed, [change(g) for g in grads], device)
+
+
+@pytest.mark.parametrize("dimension", range(4))
+def test_ssd_expanded(device, dimension):
+    def expanded(tensor):
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() <= dimension:
+            return tensor
+        return tensor.narrow(dimension, 0, 1).expand(tensor.shape)
+
+    arguments, grads = ssd_case(40, groups=2, batch=2)
+    check_ssd([expanded(a) for a in arguments], [expanded(g) for g in grads], device)
+
+
+def test_ssd_steps_that_are_zero_negative_or_large(device):
+    arguments, grads = ssd_case(80, softplus=False, without=("dt_bias",))
+    arguments[1][:, ::3] = 0
+    arguments[1][:, 1::7] = -0.2
+    arguments[1][:, 5::11] = 300
+    check_ssd(arguments, grads, device, hard=True)
+
+
+def test_ssd_of_nothing(device):
+    arguments, grads = ssd_case(20, batch=0)
+    assert [t.shape[0] for t in ssd_scan(*moved(arguments, device))] == [0, 0]
+    found = ssd_scan_backward(moved(grads, device), *moved(arguments, device))
+    assert all(torch.equal(f, torch.zeros_like(f)) for f in found)
+
+
+def check_path(case, device, tensors=None, grads=None, forward=FORWARD, backward=BACKWARD, twice=False):
+    """The outputs of one path after the other; gradients added up over them. twice: and the same bits again."""
+    if tensors is None:
+        tensors, grads = case.tensors(device)
+    outputs, found = run_paths(case, tensors, grads, forward, backward)
+    if twice:
+        again, found_again = run_paths(case, tensors, grads, forward, backward)
+        assert all(torch.equal(a, b) for a, b in zip(outputs + found, again + found_again, strict=True))
+    compare(case, tensors, grads, outputs, found)
+
+
+def run_paths(case, tensors, grads, forward, backward):
+    outputs, total = [], None
+    grad_rows = torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device=tensors[0].device)
+    for path, grad in zip(case.paths, grads, strict=True):
+        along = (path.offsets(grad.device), path.stride, *case.settings.values())
+        outputs.append(path_scan_chunked(*tensors, *along, config=forward))
+        later = dict(accumulate=total is not None, config=backward)
+        found = path_scan_chunked_backward(grad, grad_rows, *tensors, *along, **later)
+        total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+    given = [t for t in tensors[1:] if t is not None]
+    return outputs, [grad_rows, *(t.to(p.dtype) for t, p in zip(total, given, strict=True))]
+
+
+@pytest.mark.parametrize("length", sampled(EDGES, 4))
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_path_every_length(device, length, bidirectional):
+    case = Case(kinds=("raster",), grid=(1, 1, length), bidirectional=bidirectional, seed=length)
+    check_path(replace(case, heads=1 if bidirectional else 2), device)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(kinds=("fw", "hw"), heads=1),
+        dict(heads=3, head_dim=24, state=20),
+        dict(heads=4, groups=2, norm_groups=2, head_dim=16),
+        dict(heads=2, groups=2, state=5, norm_groups=32),
+        dict(heads=1, head_dim=80, state=128),
+        dict(taps=1),
+        dict(taps=2, bias=False),
+        dict(taps=3, grid=(1, 1, 1)),
+        dict(batch=0),
+    ],
+    ids=str,
+)
+def test_path_every_shape(device, change):
+    check_path(replace(Case(grid=(2, 2, 9)), **change), device)
+
+
+@pytest.mark.parametrize("parameters", [None, torch.float32])
+def test_path_float16(device, parameters):
+    check_path(
+        Case(kinds=("fw",), grid=(7, 1, 10), heads=2, head_dim=24, dtype=torch.float16, parameters=parameters), device
+    )
+
+
+@pytest.mark.parametrize("config", sampled(CONFIGS, 2), ids=str)
+def test_path_every_way_of_cutting(device, config):
+    check_path(
+        Case(kinds=("raster",), grid=(1, 1, 70), heads=1, head_dim=40, state=20), device, None, None, config, config
+    )
+
+
+def test_path_any_strides(device):
+    """Rows cut out of wider ones, videos every other one; a gradient expanded over channels."""
+    case = Case(kinds=("fw",), grid=(3, 2, 3), heads=1, batch=2)
+    (rows, *parameters), _ = case.tensors(device)
+    wide = torch.full((4, rows.shape[1], rows.shape[2] + 7), float("nan"), device=device)
+    wide[::2, :, 3:-4] = rows
+    grad = torch.randn(1, rows.shape[1], 1, device=device).expand(2, -1, case.width)
+    check_path(case, device, [wide[::2, :, 3:-4], *parameters], [grad])
