@@ -1,0 +1,71 @@
+"""The Triton kernels compile for GPUs that are not here; `make test-gpu-offline` does it for more of them."""
+
+import json
+
+import pytest
+
+from medsora_ops.launch import INTERPRETED
+
+pytest.importorskip("triton", reason="triton is not installed")
+if INTERPRETED:
+    pytest.skip("the interpreter does not compile", allow_module_level=True)
+
+import torch  # noqa: E402
+
+from medsora_ops import offline, path_scan  # noqa: E402
+from medsora_ops.paths import ScanPath  # noqa: E402
+from medsora_ops.warmup import describe, warmup  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def hopper():
+    return {row["kernel"]: row for row in offline.report("cuda:90", torch.bfloat16, 64, 128)}
+
+
+def test_every_kernel_of_the_scans_compiles_and_fits(hopper):
+    assert {"path_scan_tile_fwd_kernel", "path_scan_tile_bwd_kernel", "ssd_scan_fwd_kernel", "ssd_scan_bwd_kernel",
+            "path_scan_chunk_fwd_kernel", "path_scan_chunk_bwd_kernel"} <= hopper.keys()  # fmt: skip
+    for row in hopper.values():
+        assert not row["wrong"] and row["shared"] <= offline.SHARED_MEMORY["cuda:90"]
+
+
+def test_few_launches():
+    """Forward one for all paths, back one a path and one sum; long paths two and five."""
+    settings = (1024, 64, 128, 1, 4, True, None, True, torch.bfloat16, torch.float32, True)
+    with offline.compiling_for("cuda:90") as compiled:
+        describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
+        assert len(compiled) == 1 + 3
+        describe((ScanPath.raster((8, 16, 16)),), *settings)
+        assert len(compiled) == 1 + 3 + 2 + 5
+
+
+def test_two_targets_are_two_compilations(hopper):
+    ampere = {row["kernel"]: row for row in offline.report("cuda:80", torch.bfloat16, 64, 128)}
+    assert any(ampere[name]["matrix_instructions"] != row["matrix_instructions"] for name, row in hopper.items())
+
+
+def test_the_command_reports(tmp_path, capsys):
+    assert offline.main(["--targets", "cuda:90", "--json", str(tmp_path / "kernels.json")]) == 0
+    rows = json.loads((tmp_path / "kernels.json").read_text())["kernels"]
+    said = capsys.readouterr().out
+    assert all(row["kernel"] in said for row in rows) and "0 wrong" in said
+
+
+def test_warmup_needs_a_gpu_and_checks_its_sizes():
+    paths = (ScanPath.raster((1, 4, 4)),)
+    assert warmup(paths, width=64, head_dim=32, state=16, device="cpu") == 0
+    with pytest.raises(ValueError, match="paths: got none"):
+        warmup((), width=64)
+    with pytest.raises(ValueError, match="head_dim"):
+        warmup(paths, width=64, head_dim=48)
+
+
+def test_without_a_gpu_the_backend_says_why():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    from medsora_ops import use_backend
+
+    rows = torch.zeros(1, 16, 2 * 32 + 2 * 16 + 1)
+    parameters = (torch.zeros(64, 4), None, *(torch.zeros(1) for _ in range(3)), torch.ones(32))
+    with use_backend("triton"), pytest.raises(ValueError, match="'triton' cannot serve path_scan on cpu: runs on cuda"):
+        path_scan(rows, *parameters, ScanPath.raster((1, 4, 4)), head_dim=32)
