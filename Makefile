@@ -9,23 +9,38 @@ SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shel
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full bench sanitize lint format clean
+.PHONY: help setup train test test-full test-gpu-offline bench sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
 	@echo "make <target>, where <target> is one of"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create .venv, install everything, build the native operators (the other targets do it too)
 
 train: $(READY)  ## train on built-in real data, sample, and say where the results are; ARGS="..." is passed on
 	@$(RUN) -m medsora.train $(ARGS)
 
+# The Triton kernels run in Triton's interpreter, which a process either is or is not. 5: ARGS chose no test of these.
+PYTEST := $(RUN) -m pytest -q --durations=15
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/triton
+
 test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
-	@$(RUN) -m pytest -q --durations=15 $(ARGS)
+	@$(INTERPRETED) $(ARGS) || test $$? -eq 5
+	@$(PYTEST) $(ARGS)
 
 test-full: $(READY)  ## run the tests over all cases
-	@MEDSORA_TEST_FULL=1 $(RUN) -m pytest -q --durations=15 $(ARGS)
+	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS) || test $$? -eq 5
+	@MEDSORA_TEST_FULL=1 $(PYTEST) $(ARGS)
+
+# Compiled by the triton that is installed and by the oldest that is supported.
+OLDEST_TRITON := 3.6.0
+test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases interpreted, all compiled for several chips
+	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS)
+	@test -d build/triton-$(OLDEST_TRITON) || $(PIP) install --no-deps --target build/triton-$(OLDEST_TRITON) triton==$(OLDEST_TRITON)
+	@for found in "" build/triton-$(OLDEST_TRITON); do PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline \
+	  --dtypes bfloat16 float16 float32 --head-dims 32 64 128 --states 16 64 128 256 || exit 1; done
+	@$(RUN) -W ignore -m medsora_ops.offline --targets hip:gfx942 || echo "AMD: best effort"
 
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
 	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)

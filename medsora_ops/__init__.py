@@ -7,6 +7,7 @@ from medsora_ops.reorder import gather, merge
 from medsora_ops.scan import path_scan, ssd_scan
 from medsora_ops.spectral import focal_frequency_loss, spectral_filter
 from medsora_ops.version import __version__
+from medsora_ops.warmup import warmup
 
 __all__ = [
     "GridMamba2",
@@ -23,4 +24,5 @@ __all__ = [
     "spiral_order",
     "ssd_scan",
     "use_backend",
+    "warmup",
 ]
