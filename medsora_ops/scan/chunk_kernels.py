@@ -194,15 +194,16 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
     return (table, number // sequences, number % sequences * stride, place, place < length, length, reverse)
 
 
-@triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "segments"])
+@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments"])
 def path_scan_chunk_fwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, y_video_stride, direction_stride,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
     states, table, length, sequences, stride, segments,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence of a video, direction, head and part of its channels.
 
-    y: before its gate, (directions, videos, tokens, E) in grid order: both directions of a token meet there.
+    y: before its gate, (directions, videos, tokens, E) in grid order: both directions of a token meet there. Its
+    strides are not arguments, for the compiler must see that rows are aligned. positions: videos * tokens.
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     STATE: tl.constexpr = SIZES[3]
@@ -214,7 +215,8 @@ def path_scan_chunk_fwd_kernel(
     filters = (conv_weight, conv_bias)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     direction = sequence % DIRECTIONS
-    out = (y + direction.to(tl.int64) * direction_stride, y_video_stride, WIDTH)
+    tokens = tl.cast(sequences * length, tl.int64)
+    out = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)

@@ -201,7 +201,7 @@ def path_scan_chunked(
         launch(
             _norm_kernels().path_scan_norm_fwd_kernel,
             _parts(out.shape[0] * out.shape[1], tile) * (mixer.width // normed),
-            *(y, y.stride(0), mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
+            *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
             *(out, eps, out.shape[0] * out.shape[1], out.shape[1]),
             DIRECTIONS=mixer.directions,
             WIDTH=mixer.width,
@@ -259,7 +259,7 @@ def path_scan_chunked_backward(
         launch(
             _norm_kernels().path_scan_norm_bwd_kernel,
             norm_workers * (mixer.width // normed),
-            *(y, y.stride(0), rows, *rows.stride()[:2], parameters[-1], grad, *grad.stride()[:2]),
+            *(y, rows, *rows.stride()[:2], parameters[-1], grad, *grad.stride()[:2]),
             *(grad_rows, *grad_rows.stride()[:2], of_norm, mixer.eps, videos * tokens, tokens, norm_workers),
             DIRECTIONS=directions,
             WIDTH=mixer.width,
@@ -270,7 +270,7 @@ def path_scan_chunked_backward(
         launch(
             _path_backward_kernels().path_scan_chunk_bwd_kernel,
             programs,
-            *(rows, *rows.stride()[:2], *parameters[:5], y, y.stride(1), y.stride(0), states),
+            *(rows, *rows.stride()[:2], *parameters[:5], y, videos * tokens, states),
             *(scratch(programs, _kept(config, blocks)), rows.new_empty(programs, _stashed(blocks)), shares, of_dt),
             *(*per_program, *place, segments),
             DIRECTIONS=directions,
@@ -282,7 +282,7 @@ def path_scan_chunked_backward(
         launch(
             _path_backward_kernels().path_scan_conv_bwd_kernel,
             conv_workers * (_parts(mixed, config.conv_channels) + _parts(heads, config.conv_channels)),
-            *(rows, *rows.stride()[:2], *parameters[:2], y, y.stride(1), y.stride(0), shares, of_dt),
+            *(rows, *rows.stride()[:2], *parameters[:2], y, videos * tokens, shares, of_dt),
             *(grad_rows, *grad_rows.stride()[:2], of_weight, of_conv_bias, *place, videos, conv_workers),
             DIRECTIONS=directions,
             SIZES=mixer.sizes,
@@ -354,7 +354,14 @@ class _Mixer:
         launch(
             _forward_kernels().path_scan_chunk_fwd_kernel,
             self.programs(blocks),
-            *(self.rows, *self.rows.stride()[:2], *self.parameters[:5], y, y.stride(1), y.stride(0), states),
+            *(
+                self.rows,
+                *self.rows.stride()[:2],
+                *self.parameters[:5],
+                y,
+                self.rows.shape[0] * self.rows.shape[1],
+                states,
+            ),
             *(self.table, self.length, self.sequences, self.stride, 1 if states is None else states.shape[1]),
             DIRECTIONS=self.directions,
             SIZES=self.sizes,

@@ -26,9 +26,9 @@ def load_rows(tensor, video, token, channel, mask):
     return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["direction_stride", "rows", "tokens"])
+@triton.jit(do_not_specialize=["rows", "tokens"])
 def path_scan_norm_fwd_kernel(
-    y, direction_stride, z, z_video_stride, z_token_stride, norm_weight, out, eps, rows, tokens,
+    y, z, z_video_stride, z_token_stride, norm_weight, out, eps, rows, tokens,
     DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, DIVISION: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of rows and norm."""
@@ -44,16 +44,16 @@ def path_scan_norm_fwd_kernel(
     gate *= sigmoid(gate)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     for direction in tl.static_range(DIRECTIONS):
-        kept = y + direction * direction_stride + row * WIDTH + channel[None, :]
+        kept = y + (row + tl.cast(rows, tl.int64) * direction) * WIDTH + channel[None, :]
         gated = tl.load(kept, mask=mask, other=0.0).to(tl.float32) * gate
         total += gated * tl.rsqrt(tl.sum(gated * gated, axis=1) / NORMED + eps)[:, None]
     total *= tl.load(norm_weight + channel, mask=within < NORMED, other=0.0).to(tl.float32)[None, :]
     tl.store(out + row * WIDTH + channel[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["direction_stride", "rows", "tokens", "workers"])
+@triton.jit(do_not_specialize=["rows", "tokens", "workers"])
 def path_scan_norm_bwd_kernel(
-    y, direction_stride, z, z_video_stride, z_token_stride, norm_weight, grad, grad_video_stride, grad_token_stride,
+    y, z, z_video_stride, z_token_stride, norm_weight, grad, grad_video_stride, grad_token_stride,
     grad_z, grad_z_video_stride, grad_z_token_stride, sums, eps, rows, tokens, workers,
     DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, DIVISION: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
@@ -78,7 +78,7 @@ def path_scan_norm_bwd_kernel(
         of_normed = load_rows((grad, grad_video_stride, grad_token_stride), video, token, channel, mask)
         of_gate = tl.zeros([ROWS, BLOCK], tl.float32)
         for direction in tl.static_range(DIRECTIONS):
-            kept = y + direction * direction_stride + row * WIDTH + channel[None, :]
+            kept = y + (row + tl.cast(rows, tl.int64) * direction) * WIDTH + channel[None, :]
             mixed = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
             gated = mixed * before * opened
             scale = tl.rsqrt(tl.sum(gated * gated, axis=1) / NORMED + eps)[:, None]

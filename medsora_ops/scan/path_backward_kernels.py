@@ -17,9 +17,9 @@ from medsora_ops.scan.walk_kernels import convolved, row_starts, rows_before
 from medsora_ops.triton_math import sigmoid, silu_slope
 
 
-@triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "segments"])
+@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments"])
 def path_scan_chunk_bwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, y_video_stride, direction_stride,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
     states, kept, stash, of_BC, of_dt, of_A, of_D, of_bias, table, length, sequences, stride, segments,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
@@ -41,8 +41,7 @@ def path_scan_chunk_bwd_kernel(
     filters = (conv_weight, conv_bias)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     direction = sequence % DIRECTIONS
-    tokens = sequences * length
-    planes = tl.num_programs(0) // (PARTS * HEADS) // sequences  # videos, each in both directions
+    tokens = tl.cast(sequences * length, tl.int64)
     program = tl.program_id(0).to(tl.int64)
     n = tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
@@ -59,11 +58,11 @@ def path_scan_chunk_bwd_kernel(
     x_stash = stash + token * BLOCK_P
     b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
     c_stash = b_stash + BLOCK_T * BLOCK_N
-    plane = direction.to(tl.int64) * (planes // DIRECTIONS) * tokens
-    share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * planes * tokens
-    mixed = (y + direction.to(tl.int64) * direction_stride, y_video_stride, WIDTH)
-    shares = (of_BC + (share + plane) * (2 * STATES), tokens.to(tl.int64) * (2 * STATES), 2 * STATES)
-    of_steps = (of_dt + (part.to(tl.int64) * planes * tokens + plane) * HEADS, tokens.to(tl.int64) * HEADS, HEADS)
+    plane = direction.to(tl.int64) * positions
+    share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * DIRECTIONS * positions + plane
+    mixed = (y + plane * WIDTH, tokens * WIDTH, WIDTH)
+    shares = (of_BC + share * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
+    of_steps = (of_dt + (part.to(tl.int64) * DIRECTIONS * positions + plane) * HEADS, tokens * HEADS, HEADS)
     within = p[:, None] * BLOCK_N + n[None, :]
     after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
     sum_rate = tl.zeros([BLOCK_T], tl.float32)
@@ -129,9 +128,9 @@ def tile_walk(
     return (table, number // sequences, number % sequences * stride, place, inside, length, REVERSE)
 
 
-@triton.jit(do_not_specialize=["direction_stride", "length", "sequences", "stride", "videos", "workers"])
+@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "videos", "workers"])
 def path_scan_conv_bwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, y, y_video_stride, direction_stride, of_BC, of_dt,
+    rows, video_stride, token_stride, conv_weight, conv_bias, y, positions, of_BC, of_dt,
     grad_rows, grad_video_stride, grad_token_stride, of_weight, of_bias,
     table, length, sequences, stride, videos, workers,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -172,10 +171,10 @@ def path_scan_conv_bwd_kernel(
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
             for direction in tl.static_range(DIRECTIONS):
                 walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, direction == 1)
-                of_x = (y + direction * direction_stride, y_video_stride, WIDTH)
+                of_x = (y + tl.cast(positions, tl.int64) * direction * WIDTH, tokens * WIDTH, WIDTH)
                 grad = rows_before(of_x, walk, channel, channel < WIDTH, 0)
                 for share in tl.range(0, shares, disable_licm=True):
-                    plane = tl.cast(share * DIRECTIONS + direction, tl.int64) * videos * tokens
+                    plane = tl.cast(share * DIRECTIONS + direction, tl.int64) * positions
                     of_share = (of_BC + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
                     grad += rows_before(of_share, walk, channel - WIDTH, wanted & (channel >= WIDTH), 0)
                 before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
@@ -206,7 +205,7 @@ def path_scan_conv_bwd_kernel(
             )
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
             for plane in tl.static_range(PARTS * DIRECTIONS):
-                of_plane = (of_dt + plane * (videos * tokens * HEADS), tokens * HEADS, HEADS)
+                of_plane = (of_dt + tl.cast(positions, tl.int64) * (plane * HEADS), tokens * HEADS, HEADS)
                 total += rows_before(of_plane, walk, head, wanted, 0)
             store_own(given_grad, walk, WIDTH + MIXED + head, wanted, total, OWN, ACCUMULATE)
 
