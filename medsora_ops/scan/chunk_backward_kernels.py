@@ -124,8 +124,8 @@ def chunk_back(
         grad_x += skip * dy_wide
     to_rows(to_x, of_y, inside, wanted, grad_x)
 
-    before = tl.load(kept + chunk * HELD + within)
-    of_whole = tl.exp2(whole) * tl.sum(before * after)
+    before = tl.load(kept + chunk * HELD + within).to(OPERANDS)
+    of_whole = tl.exp2(whole) * tl.sum(before.to(tl.float32) * after)
     carried = matmul(dy, before, OPERANDS) * tl.exp2(total)[:, None]
     of_since = tl.sum(from_rows(c, of_b, inside, real).to(tl.float32) * carried, axis=1)
     carried += matmul(of_scores, keys, OPERANDS)
