@@ -6,7 +6,7 @@ Launches a call: ssd_scan 1, back 2 or 3; path_scan 2, back 5. Scratch: see the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +52,13 @@ class ChunkConfig:
 FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32, row_warps=8)  # on the way back more tiles are alive at a time
 
 
+def fitting(config: ChunkConfig, dtype: torch.dtype, state: int) -> ChunkConfig:
+    """The config, cut smaller where its tiles would not fit shared memory: a float32 product takes three."""
+    if dtype == torch.float32:
+        return replace(config, tokens=16, channels=32)
+    return replace(config, channels=32) if state > 128 else config
+
+
 def ssd_scan(
     x: Tensor,
     dt: Tensor,
@@ -64,9 +71,10 @@ def ssd_scan(
     initial_states: Tensor | None,
     dt_softplus: bool,
     return_final_states: bool,
-    config: ChunkConfig = FORWARD,
+    config: ChunkConfig | None = None,
 ) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py. One launch, no scratch."""
+    config = config or fitting(FORWARD, x.dtype, B.shape[3])
     x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
     y, final = x.new_empty(x.shape), None
     if return_final_states:
@@ -75,7 +83,7 @@ def ssd_scan(
     return [y] if final is None else [y, final]
 
 
-def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig = BACKWARD) -> list[Tensor]:
+def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig | None = None) -> list[Tensor]:
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept.
 
     Three launches, two if there is neither z nor a second segment. Scratch in float32, for a batch of b sequences of l
@@ -83,6 +91,7 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig =
     l / (tokens * segment) states.
     """
     x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, return_final_states = arguments
+    config = config or fitting(BACKWARD, x.dtype, B.shape[3])
     x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
     grad_y, grad_final = _whole_rows(grads[0]), grads[1].contiguous() if return_final_states else None
     sizes, blocks = _ssd_cut(x, B, config)
@@ -185,7 +194,7 @@ def path_scan_chunked(
     bidirectional: bool,
     eps: float,
     norm_group_size: int,
-    config: ChunkConfig = FORWARD,
+    config: ChunkConfig | None = None,
 ) -> Tensor:
     """Arguments as the definition's in reference.py but for one path: its table of offsets and its stride.
 
@@ -194,6 +203,7 @@ def path_scan_chunked(
     parameters = tuple(_contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
     mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
+    config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
     out = mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width)
     with on_device(out):
         y = mixer.scan(config)
@@ -225,7 +235,7 @@ def path_scan_chunked_backward(
     stride: int,
     *settings,
     accumulate: bool = False,
-    config: ChunkConfig = BACKWARD,
+    config: ChunkConfig | None = None,
 ) -> list[Tensor]:
     """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
@@ -235,6 +245,7 @@ def path_scan_chunked_backward(
     """
     parameters = tuple(_contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
+    config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
     grad, rows, directions = _whole_rows(grad), mixer.rows, mixer.directions
     (heads, head_dim, groups, state, taps), (videos, tokens, _) = mixer.sizes, rows.shape
     blocks, segments = config.blocks(head_dim, state), config.segments(mixer.length)
