@@ -6,57 +6,23 @@ Launches a call: ssd_scan 1, back 2 or 3; path_scan 2, back 5. Scratch: see the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from medsora_ops.launch import launch, on_device
-
-SUMMED = 128  # columns that one program sums
-
-
-@dataclass(frozen=True)
-class ChunkConfig:
-    """How the work is cut. tokens: of a chunk; channels: of a head that one program takes at most.
-
-    segment: chunks from one kept state to the next, on the way back. Where work goes row by row, row_numbers are those
-    of a tile and row_programs the most shares of which gradients of parameters are the sums; conv_tokens and
-    conv_channels are a tile's on the way back through the convolution.
-    """
-
-    tokens: int = 64
-    channels: int = 64
-    num_warps: int = 8
-    num_stages: int = 1
-    segment: int = 8
-    row_numbers: int = 4096
-    row_warps: int = 4
-    row_programs: int = 256
-    conv_tokens: int = 64
-    conv_channels: int = 64
-
-    def blocks(self, head_dim: int, state: int) -> tuple[int, int, int]:
-        return self.tokens, min(self.channels, _block(head_dim)), _block(state)
-
-    def segments(self, length: int) -> int:
-        return _parts(length, self.tokens * self.segment)
-
-    def options(self) -> dict:
-        return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
-
-    def row_options(self) -> dict:
-        return dict(num_warps=self.row_warps, num_stages=1, enable_fp_fusion=True)
-
-
-FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32, row_warps=8)  # on the way back more tiles are alive at a time
-
-
-def fitting(config: ChunkConfig, dtype: torch.dtype, state: int) -> ChunkConfig:
-    """The config, cut smaller where its tiles would not fit shared memory: a float32 product takes three."""
-    if dtype == torch.float32:
-        return replace(config, tokens=16, channels=32)
-    return replace(config, channels=32) if state > 128 else config
+from medsora_ops.scan.chunk_config import (
+    BACKWARD,
+    FORWARD,
+    ChunkConfig,
+    ceil_div,
+    contiguous,
+    fitting,
+    kept_numbers,
+    sum_rows,
+    whole_rows,
+)
 
 
 def ssd_scan(
@@ -93,10 +59,10 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
     x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, return_final_states = arguments
     config = config or fitting(BACKWARD, x.dtype, B.shape[3])
     x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
-    grad_y, grad_final = _whole_rows(grads[0]), grads[1].contiguous() if return_final_states else None
+    grad_y, grad_final = whole_rows(grads[0]), grads[1].contiguous() if return_final_states else None
     sizes, blocks = _ssd_cut(x, B, config)
     (batch, length, heads, head_dim), (groups, state) = x.shape, B.shape[2:]
-    parts = _parts(head_dim, blocks[1])
+    parts = ceil_div(head_dim, blocks[1])
     segments, programs = config.segments(length), batch * heads * parts
 
     def scratch(*shape):
@@ -119,8 +85,8 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
             _backward_kernels().ssd_scan_bwd_kernel,
             programs,
             *(_strided(t) for t in (x, dt, B, C, grad_mixed, grad_x)),
-            *(A.contiguous(), _skip(D), _contiguous(dt_bias), initial_states, grad_final, grad_initial),
-            *(states, scratch(programs, _kept(config, blocks)), *shares, of_dt, of_A, of_D, of_bias),
+            *(A.contiguous(), _skip(D), contiguous(dt_bias), initial_states, grad_final, grad_initial),
+            *(states, scratch(programs, kept_numbers(config, blocks)), *shares, of_dt, of_A, of_D, of_bias),
             *(length, segments),
             SIZES=sizes,
             BLOCKS=blocks,
@@ -132,31 +98,9 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
         grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias = (
             None if t is None else t.new_empty(t.shape) for t in (dt, A, B, C, D, dt_bias)
         )
-        _sum_rows([of_dt, of_A, *shares, of_D, of_bias], [grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias], config)
+        sum_rows([of_dt, of_A, *shares, of_D, of_bias], [grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias], config)
     in_order = (grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial)
     return [grad for grad in in_order if grad is not None]
-
-
-def _kept(config: ChunkConfig, blocks) -> int:
-    """Numbers that a program keeps of a segment on the way back: states, steps and sums of decays."""
-    tokens, channels, state = blocks
-    return config.segment * (channels * state + 2 * tokens)
-
-
-def _sum_rows(sources, outs, config: ChunkConfig) -> None:
-    """Each out becomes the sum of its source's rows, where it is not None."""
-    sources, outs = zip(*((s, out) for s, out in zip(sources, outs, strict=True) if out is not None), strict=True)
-    widths = [out.numel() for out in outs]
-    programs = [_parts(width, SUMMED) for width in widths]
-    launch(
-        _sum_kernels().scan_sum_rows_kernel,
-        sum(programs),
-        *(sources, outs, tuple(source.shape[0] for source in sources), tuple(widths)),
-        tuple(sum(programs[:k]) for k in range(len(programs))),
-        BLOCK_ROWS=16,
-        BLOCK=SUMMED,
-        **config.row_options(),
-    )
 
 
 def _ssd_forward(
@@ -167,9 +111,9 @@ def _ssd_forward(
     with on_device(x):
         launch(
             _forward_kernels().ssd_scan_fwd_kernel,
-            x.shape[0] * x.shape[2] * _parts(x.shape[3], blocks[1]),
+            x.shape[0] * x.shape[2] * ceil_div(x.shape[3], blocks[1]),
             *(_strided(t) for t in (x, dt, B, C, z, y, grad_y, grad_z, grad_mixed)),
-            *(A.contiguous(), _skip(D), _contiguous(dt_bias), initial_states, final, states),
+            *(A.contiguous(), _skip(D), contiguous(dt_bias), initial_states, final, states),
             *(x.shape[1], 1 if states is None else states.shape[1]),
             SIZES=sizes,
             BLOCKS=blocks,
@@ -200,9 +144,9 @@ def path_scan_chunked(
 
     Returns (B, T, E). Two launches. Scratch: what the scans give before their gate, (directions, B, T, E).
     """
-    parameters = tuple(_contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
+    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
-    mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
+    mixer = _Mixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
     config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
     out = mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width)
     with on_device(out):
@@ -210,7 +154,7 @@ def path_scan_chunked(
         tile, normed, _ = division = mixer.division(config)
         launch(
             _norm_kernels().path_scan_norm_fwd_kernel,
-            _parts(out.shape[0] * out.shape[1], tile) * (mixer.width // normed),
+            ceil_div(out.shape[0] * out.shape[1], tile) * (mixer.width // normed),
             *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
             *(out, eps, out.shape[0] * out.shape[1], out.shape[1]),
             DIRECTIONS=mixer.directions,
@@ -243,13 +187,13 @@ def path_scan_chunked_backward(
     Five launches. Scratch, for each token and direction: y (E), and in float32 2 heads state for the heads' shares of
     dB and dC; for each of the sequences * directions * heads programs, segment and length / (tokens * segment) states.
     """
-    parameters = tuple(_contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
-    mixer = _Mixer.of(_whole_rows(zxbcdt), parameters, table, stride, *settings)
+    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
+    mixer = _Mixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
     config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
-    grad, rows, directions = _whole_rows(grad), mixer.rows, mixer.directions
+    grad, rows, directions = whole_rows(grad), mixer.rows, mixer.directions
     (heads, head_dim, groups, state, taps), (videos, tokens, _) = mixer.sizes, rows.shape
     blocks, segments = config.blocks(head_dim, state), config.segments(mixer.length)
-    parts, programs = _parts(head_dim, blocks[1]), mixer.programs(blocks)
+    parts, programs = ceil_div(head_dim, blocks[1]), mixer.programs(blocks)
     mixed, (tile, normed, _) = parameters[0].shape[0], mixer.division(config)
 
     def scratch(*shape):
@@ -259,8 +203,8 @@ def path_scan_chunked_backward(
     per_program = [scratch(programs // heads, heads) for _ in ("A", "D", "dt_bias")]
     shares = scratch(heads // groups * parts, directions, videos, tokens, 2 * groups * state)
     of_dt = scratch(parts, directions, videos, tokens, heads)
-    norm_workers = min(_parts(videos * tokens, tile), config.row_programs)
-    conv_tiles = videos * mixer.sequences * _parts(mixer.length, config.conv_tokens - taps + 1)
+    norm_workers = min(ceil_div(videos * tokens, tile), config.row_programs)
+    conv_tiles = videos * mixer.sequences * ceil_div(mixer.length, config.conv_tokens - taps + 1)
     conv_workers = min(conv_tiles, config.row_programs)
     of_norm, of_weight = scratch(norm_workers, mixer.width), scratch(conv_workers, mixed, taps)
     of_conv_bias = None if conv_bias is None else scratch(conv_workers, mixed)
@@ -282,7 +226,12 @@ def path_scan_chunked_backward(
             _path_backward_kernels().path_scan_chunk_bwd_kernel,
             programs,
             *(rows, *rows.stride()[:2], *parameters[:5], y, videos * tokens, states),
-            *(scratch(programs, _kept(config, blocks)), rows.new_empty(programs, _stashed(blocks)), shares, of_dt),
+            *(
+                scratch(programs, kept_numbers(config, blocks)),
+                rows.new_empty(programs, _stashed(blocks)),
+                shares,
+                of_dt,
+            ),
             *(*per_program, *place, segments),
             DIRECTIONS=directions,
             SIZES=mixer.sizes,
@@ -292,7 +241,7 @@ def path_scan_chunked_backward(
         )
         launch(
             _path_backward_kernels().path_scan_conv_bwd_kernel,
-            conv_workers * (_parts(mixed, config.conv_channels) + _parts(heads, config.conv_channels)),
+            conv_workers * (ceil_div(mixed, config.conv_channels) + ceil_div(heads, config.conv_channels)),
             *(rows, *rows.stride()[:2], *parameters[:2], y, videos * tokens, shares, of_dt),
             *(grad_rows, *grad_rows.stride()[:2], of_weight, of_conv_bias, *place, videos, conv_workers),
             DIRECTIONS=directions,
@@ -305,7 +254,7 @@ def path_scan_chunked_backward(
         )
         of_A, of_D, of_bias = per_program
         found = [None if p is None else scratch(*p.shape) for p in parameters]
-        _sum_rows([of_weight, of_conv_bias, of_bias, of_A, of_D, of_norm], found, config)
+        sum_rows([of_weight, of_conv_bias, of_bias, of_A, of_D, of_norm], found, config)
     return [p for p in found if p is not None]
 
 
@@ -350,7 +299,7 @@ class _Mixer:
 
     def programs(self, blocks) -> int:
         heads, head_dim, *_ = self.sizes
-        return self.rows.shape[0] * self.sequences * self.directions * heads * _parts(head_dim, blocks[1])
+        return self.rows.shape[0] * self.sequences * self.directions * heads * ceil_div(head_dim, blocks[1])
 
     def division(self, config) -> tuple[int, int, int]:
         """DIVISION of the kernels that go row by row."""
@@ -385,7 +334,7 @@ class _Mixer:
 
 def _sequences(x, dt, B, C, z, initial_states):
     """What lies along the sequences, as the kernels read it."""
-    return _whole_rows(x), dt, *(_whole_rows(t) for t in (B, C, z)), _contiguous(initial_states)
+    return whole_rows(x), dt, *(whole_rows(t) for t in (B, C, z)), contiguous(initial_states)
 
 
 def _ssd_cut(x: Tensor, B: Tensor, config):
@@ -399,24 +348,6 @@ def _strided(x: Tensor | None):
 
 def _skip(D: Tensor | None):
     return None if D is None else (D, D.stride(0), D.stride(1) if D.dim() == 2 else 0)
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _whole_rows(x: Tensor | None) -> Tensor | None:
-    """Any strides are read in place, except over channels: an expanded gradient (stride 0 there) is copied."""
-    return x if x is None or x.stride(-1) == 1 else x.contiguous()
-
-
-def _parts(size: int, block: int) -> int:
-    return -(-size // block)
-
-
-def _block(size: int) -> int:
-    """The matrix units want 16 at least."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 def _forward_kernels():
@@ -435,12 +366,6 @@ def _backward_kernels():
     from medsora_ops.scan import chunk_backward_kernels
 
     return chunk_backward_kernels
-
-
-def _sum_kernels():
-    from medsora_ops.scan import sum_kernels
-
-    return sum_kernels
 
 
 def _path_backward_kernels():

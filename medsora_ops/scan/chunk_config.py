@@ -1,0 +1,97 @@
+"""How the chunk kernels' work is cut, and what their launches share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from medsora_ops.launch import launch
+
+SUMMED = 128  # columns that one program sums
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    """How the work is cut. tokens: of a chunk; channels: of a head that one program takes at most.
+
+    segment: chunks from one kept state to the next, on the way back. Where work goes row by row, row_numbers are those
+    of a tile and row_programs the most shares of which gradients of parameters are the sums; conv_tokens and
+    conv_channels are a tile's on the way back through the convolution.
+    """
+
+    tokens: int = 64
+    channels: int = 64
+    num_warps: int = 8
+    num_stages: int = 1
+    segment: int = 8
+    row_numbers: int = 4096
+    row_warps: int = 4
+    row_programs: int = 256
+    conv_tokens: int = 64
+    conv_channels: int = 64
+
+    def blocks(self, head_dim: int, state: int) -> tuple[int, int, int]:
+        return self.tokens, min(self.channels, block(head_dim)), block(state)
+
+    def segments(self, length: int) -> int:
+        return ceil_div(length, self.tokens * self.segment)
+
+    def options(self) -> dict:
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
+
+    def row_options(self) -> dict:
+        return dict(num_warps=self.row_warps, num_stages=1, enable_fp_fusion=True)
+
+
+FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32, row_warps=8)  # on the way back more tiles are alive at a time
+
+
+def fitting(config: ChunkConfig, dtype: torch.dtype, state: int) -> ChunkConfig:
+    """The config, cut smaller where its tiles would not fit shared memory: a float32 product takes three."""
+    if dtype == torch.float32:
+        return replace(config, tokens=16, channels=32)
+    return replace(config, channels=32) if state > 128 else config
+
+
+def kept_numbers(config: ChunkConfig, blocks) -> int:
+    """Numbers that a program keeps of a segment on the way back: states, steps and sums of decays."""
+    tokens, channels, state = blocks
+    return config.segment * (channels * state + 2 * tokens)
+
+
+def sum_rows(sources, outs, config: ChunkConfig) -> None:
+    """Each out becomes the sum of its source's rows, where it is not None."""
+    from medsora_ops.scan.sum_kernels import scan_sum_rows_kernel
+
+    sources, outs = zip(*((s, out) for s, out in zip(sources, outs, strict=True) if out is not None), strict=True)
+    widths = [out.numel() for out in outs]
+    programs = [ceil_div(width, SUMMED) for width in widths]
+    launch(
+        scan_sum_rows_kernel,
+        sum(programs),
+        *(sources, outs, tuple(source.shape[0] for source in sources), tuple(widths)),
+        tuple(sum(programs[:k]) for k in range(len(programs))),
+        BLOCK_ROWS=16,
+        BLOCK=SUMMED,
+        **config.row_options(),
+    )
+
+
+def contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def whole_rows(x: Tensor | None) -> Tensor | None:
+    """Any strides are read in place, except over channels: an expanded gradient (stride 0 there) is copied."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def ceil_div(size: int, by: int) -> int:
+    return -(-size // by)
+
+
+def block(size: int) -> int:
+    """The matrix units want 16 at least."""
+    return max(16, 1 << (size - 1).bit_length())
