@@ -10,15 +10,8 @@ from sampling import sampled
 from scan_case import ALLOWED, Case, compare
 
 from medsora_ops.scan import reference
-from medsora_ops.scan.chunk_launch import (
-    BACKWARD,
-    FORWARD,
-    ChunkConfig,
-    path_scan_chunked,
-    path_scan_chunked_backward,
-    ssd_scan,
-    ssd_scan_backward,
-)
+from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig
+from medsora_ops.scan.chunk_launch import path_scan_chunked, path_scan_chunked_backward, ssd_scan, ssd_scan_backward
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 ONE_A_HEAD = ("A", "D", "dt_bias")
@@ -129,6 +122,11 @@ def test_ssd_float32_beside_float16(device):
 @pytest.mark.parametrize("config", sampled(CONFIGS, 3), ids=str)
 def test_ssd_every_way_of_cutting(device, config):
     check_ssd(*ssd_case(100, head_dim=40, state=20, heads=1), device, config, config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_ssd_without_a_config(device, dtype):
+    check_ssd(*ssd_case(50, head_dim=40, state=144, dtype=dtype), device, None, None)
 
 
 def strided(tensor):
