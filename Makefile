@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shel
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full test-gpu-offline bench sanitize lint format clean
+.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-gpu sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -42,8 +42,25 @@ test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases in
 	  --dtypes bfloat16 float16 float32 --head-dims 32 64 128 --states 16 64 128 256 || exit 1; done
 	@$(RUN) -W ignore -m medsora_ops.offline --targets hip:gfx942 || echo "AMD: best effort"
 
+# On the machine with the GPU no .venv is made: a Python with torch, triton, pytest and hypothesis is enough.
+GPU_PYTHON ?= python3
+# Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows. Tests at work: a minute.
+MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
+test-gpu:  ## test the Triton kernels on a GPU, a few of them again under compute-sanitizer if it is on the PATH
+	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
+	  || { echo "make test-gpu: $(GPU_PYTHON) has no torch that sees a GPU" >&2; exit 2; }
+	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton $(ARGS)
+	@if command -v compute-sanitizer >/dev/null; then \
+	  echo "again under compute-sanitizer: $(MEMCHECKED)"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
+	    $(GPU_PYTHON) -m pytest -q tests/triton -k "$(MEMCHECKED)"; \
+	else echo "compute-sanitizer is not on the PATH: no accesses checked"; fi
+
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
 	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+
+bench-gpu:  ## time the scans on a GPU against their floors, 8 minutes; ARGS="--quick", or "--help" to learn more
+	@$(GPU_PYTHON) -m benchmarks.gpu_scan $(ARGS)
 
 sanitize: build/sanitize/check  ## run the native operators, no Python around them, under GCC's or clang's sanitizers
 	@build/sanitize/check $(ARGS)

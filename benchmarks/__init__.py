@@ -13,5 +13,5 @@ environment.py   where and of what something was measured
 conftest.py      how all this stands in pytest-benchmark, with playback.py
 
 train_step.py times a whole training step of the denoiser, short_runs.py the stages of short training runs by turns;
-compensation.py compares structures of the video VAE.
+compensation.py compares structures of the video VAE. gpu_scan.py times the scans on a GPU; gpu/ has what it is made of.
 """

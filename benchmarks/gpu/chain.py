@@ -45,7 +45,7 @@ def chain_path_scan(
     """
     parameters, found = (conv_weight, conv_bias, dt_bias, A, D, norm_weight), []
     for path in paths:
-        there, back = _orders(path, bidirectional, zxbcdt.device)
+        there, back = scan_orders(path, bidirectional, zxbcdt.device)
         rows = _Gather.apply(zxbcdt, there, back)
         y = _Chain.apply(rows.view(-1, path.length, rows.shape[-1]), *parameters, head_dim, eps)
         found.append(_Merge.apply(y.view(*rows.shape[:2], -1), there, back))
@@ -53,7 +53,7 @@ def chain_path_scan(
 
 
 @functools.lru_cache(maxsize=64)
-def _orders(path: ScanPath, bidirectional: bool, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+def scan_orders(path: ScanPath, bidirectional: bool, device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Tokens in visiting order, a direction after the other; and where each token then lies, a tensor a direction."""
     tokens = path.tokens()
     directions = [tokens.flatten(), tokens.flip(1).flatten()] if bidirectional else [tokens.flatten()]

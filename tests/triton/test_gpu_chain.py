@@ -16,15 +16,15 @@ def run_chain(case, tensors, grads):
     return [out.detach() for out in outputs], torch.autograd.grad(outputs, tensors, grads)
 
 
-@pytest.mark.parametrize("longest, block", [(128, 64), (32, 16)])
+@pytest.mark.parametrize("longest, block", [(128, 64), (20, 16)])
 @pytest.mark.parametrize(
     "case",
     [
-        Case(kinds=("fw", "temporal"), grid=(4, 2, 3), batch=2),
-        Case(kinds=("raster",), grid=(2, 4, 8), heads=3, head_dim=24, state=20),
+        Case(kinds=("fw", "temporal"), grid=(3, 2, 2), batch=2),
+        Case(kinds=("raster",), grid=(2, 4, 5), heads=3, head_dim=24, state=20),
         Case(kinds=("hw",), grid=(2, 1, 5), taps=2, bidirectional=False),
     ],
-    ids=["two paths", "several chunks", "one direction"],
+    ids=["two_paths", "several_chunks", "one_direction"],
 )
 def test_the_chain_is_right(device, monkeypatch, case, longest, block):
     monkeypatch.setattr(chain, "LONGEST_CHUNK", longest)
