@@ -106,7 +106,8 @@ def chunk_back(
     scores = matmul(dy, tl.trans(values), OPERANDS) * tl.load(steps + token)[None, :]
     # What a pair of tokens adds for i and takes for j is one number: rounded apart, their difference would be noise.
     flow = weights * scores
-    of_total = tl.sum(flow, axis=1) - tl.sum(flow, axis=0)
+    of_total = tl.sum(flow, axis=1)
+    of_total -= tl.sum(flow, axis=0)
     of_scores = (scores * decays).to(OPERANDS)
 
     turned = matmul(after, tl.trans(keys), OPERANDS) * tl.exp2(whole - total)[None, :]
@@ -124,6 +125,7 @@ def chunk_back(
         grad_x += skip * dy_wide
     to_rows(to_x, of_y, inside, wanted, grad_x)
 
+    total = tl.load(totals + token)  # again, now and below: what is loaded late takes up no registers before
     before = tl.load(kept + chunk * HELD + within).to(OPERANDS)
     of_whole = tl.exp2(whole) * tl.sum(before.to(tl.float32) * after)
     carried = matmul(dy, before, OPERANDS) * tl.exp2(total)[:, None]
@@ -131,6 +133,8 @@ def chunk_back(
     carried += matmul(of_scores, keys, OPERANDS)
     to_rows(to_c, to_c_columns, inside, real, carried)
 
+    total = tl.load(totals + token)
+    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
     carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
     of_until = tl.sum(from_rows(b, of_b, inside, real).to(tl.float32) * carried, axis=1)
     turned_scores = matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)
@@ -140,6 +144,7 @@ def chunk_back(
     # rate * step of a token is in all decays since then, and in that of what came before until the chunk's end.
     of_until *= tl.load(steps + token)
     of_decay = tl.cumsum(of_total + of_since, axis=0, reverse=True) + tl.cumsum(of_until, axis=0) - of_until + of_whole
+    total = tl.load(totals + token)
     since = from_rows(c, of_b, inside, real).to(tl.float32) * tl.exp2(total)[:, None]
     after = tl.exp2(whole) * after + matmul(tl.trans(dy), since, OPERANDS)
     return after, of_step, of_decay, of_skip
