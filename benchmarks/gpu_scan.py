@@ -25,22 +25,24 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
 
 from benchmarks.environment import load_average
 from benchmarks.gpu import machine, report
-from benchmarks.gpu.block import measured_block
-from benchmarks.gpu.measure import Inputs, measured, reason
+from benchmarks.gpu.block import GRID, block_kernels, measured_block
+from benchmarks.gpu.measure import Inputs, kernels_by_variant, measured, reason
 from benchmarks.gpu.shapes import GPU_SCALE, TINY_SCALE, Shape, shapes, tiny_shapes
 from benchmarks.gpu.timing import release
+from benchmarks.gpu.variants import OURS
 from benchmarks.interleaved import Schedule
 from benchmarks.work import PASSES
 from medsora_ops import launch
 
 BLOCK_BATCHES = (1, 8)
+PROFILED = 0.2  # of the time, for the profiler
 
 
 class CannotRun(Exception):
@@ -53,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     small = options.device == "cpu"
     found = tiny_shapes() if small else shapes(options.quick)
     cases = [(shape, passes) for shape in found for passes in PASSES if wanted(name_of(shape, passes), options.only)]
-    batches = [batch for batch in BLOCK_BATCHES if wanted(name_of_block(batch), options.only)]
+    batches = [batch for batch in BLOCK_BATCHES if wanted(name_of(None, batch), options.only)]
     batches = batches[:1] if small or options.quick else batches
     if options.list:
-        print("\n".join([*(name_of(*case) for case in cases), *map(name_of_block, batches)]))
+        print("\n".join([*(name_of(*case) for case in cases), *(name_of(None, batch) for batch in batches)]))
         return 0
     try:
         device = device_for(options.device)
@@ -79,79 +81,108 @@ class Run:
         self.small = device.type != "cuda"
         self.scale = TINY_SCALE if self.small else GPU_SCALE
         self.schedule = Schedule(budget=options.budget, min_rounds=5, max_rounds=100)
+        self.grid = (2, 2, 1) if self.small else GRID
+        self.inputs: Inputs | None = None
         self.begun = time.monotonic()
         before = load_average()
         self.limits = machine.measure_limits(device, self.scale)
         self.row = report.run_row(device, self.limits, before, meaningless=self.small)
 
     def through(self, cases: list[tuple[Shape, str]], batches: list[int]) -> int:
-        """All cases and blocks, as far as the time goes. Blocks come early: they are short."""
+        """All cases and blocks, as far as the time goes: first the times of all, then what the profiler sees of them.
+
+        In that order because a profiler, once it is loaded, may slow launches down. Blocks come early: they are short.
+        """
         print(self.row["gpu"]["name"], "\n" + report.limits_line(self.row["limits"]), flush=True)
         if self.small:
             print("Triton's interpreter on a CPU: the times mean nothing", flush=True)
-        steps = [("case", shape, passes) for shape, passes in cases]
-        steps[2:2] = [("block", batch, None) for batch in batches]
-        inputs: Inputs | None = None
-        for number, (kind, what, passes) in enumerate(steps):
-            name = name_of_block(what) if kind == "block" else name_of(what, passes)
-            if self.out_of_time():
-                self.row["skipped"][name] = f"the {self.options.minutes:g} minutes of --minutes were over"
+        steps: list[tuple] = list(cases)
+        steps[2:2] = [(None, batch) for batch in batches]
+        for number, (shape, what) in enumerate(steps):
+            name = name_of(shape, what)
+            if self.minutes() > (1 - PROFILED) * self.options.minutes:
+                self.row["skipped"][name] = f"of --minutes {self.options.minutes:g} too little was left"
                 continue
             print(f"\n[{number + 1}/{len(steps)}] {name}{self.estimate(number, len(steps))}", flush=True)
-            try:
-                if kind == "block":
-                    self.block(what)
-                else:
-                    if inputs is None or inputs.shape is not what:
-                        inputs = None  # the old ones go before the new ones come
-                        gc.collect()
-                        release(self.device)
-                        inputs = Inputs(what, self.device)
-                    self.case(inputs, passes)
-            except Exception as error:
-                self.row["skipped"][name] = reason(error)
-                print(f"  skipped: {self.row['skipped'][name]}", flush=True)
-                if not self.alive():
-                    print("the device no longer answers; the run ends here", file=sys.stderr)
-                    break
-            report.write(self.row, self.name)
+            self.attempt(name, self.block if shape is None else self.case, shape, what)
+            if not self.alive():
+                print("the device no longer answers; the run ends here", file=sys.stderr)
+                break
+        self.inputs = None
+        self.limits_again()
+        if not self.small and self.alive():
+            self.kernels(steps)
         return self.finish()
 
-    def case(self, inputs: Inputs, passes: str) -> None:
-        figures = measured(inputs, passes, self.schedule, self.options.compiled)
-        row = report.case_row(inputs.shape, passes, figures, self.limits, inputs.judge.dtype)
+    def attempt(self, name: str, step: Callable, *arguments) -> None:
+        """One that fails is skipped for the reason that it gave."""
+        try:
+            step(*arguments)
+        except Exception as error:
+            self.row["skipped"][name] = reason(error)
+            print(f"  skipped: {self.row['skipped'][name]}", flush=True)
+        report.write(self.row, self.name)
+
+    def case(self, shape: Shape, passes: str) -> None:
+        if self.inputs is None or self.inputs.shape is not shape:
+            self.inputs = None  # the old ones go before the new ones come
+            gc.collect()
+            release(self.device)
+            self.inputs = Inputs(shape, self.device)
+        figures = measured(self.inputs, passes, self.schedule, self.options.compiled)
+        row = report.case_row(shape, passes, figures, self.limits, self.inputs.judge.dtype)
         self.row["cases"].append(row)
         print("\n".join(report.case_lines(row)), flush=True)
 
-    def block(self, batch: int) -> None:
-        grid = (2, 2, 1) if self.small else (6, 8, 8)
-        figures = measured_block(batch, self.scale, self.device, self.schedule, grid)
-        row = {"block": name_of_block(batch), "batch": batch, "grid": grid, **report.variants_row(figures)}
+    def block(self, _, batch: int) -> None:
+        figures = measured_block(batch, self.scale, self.device, self.schedule, self.grid)
+        row = {"block": name_of(None, batch), "batch": batch, "grid": self.grid, **report.variants_row(figures)}
         self.row["blocks"].append(row)
         print("\n".join(report.case_lines(row)), flush=True)
 
-    def finish(self) -> int:
-        """Limits once more, whose higher ones count; floors by them; a short table; the record."""
+    def kernels(self, steps: list[tuple]) -> None:
+        """Launches, and where the time above the floor goes."""
+        print("\nlaunches and kernels, by torch's profiler", flush=True)
+        rows = {row["case"]: row for row in self.row["cases"]} | {row["block"]: row for row in self.row["blocks"]}
+        for shape, what in steps:
+            name = name_of(shape, what)
+            if name in rows and self.minutes() < self.options.minutes:
+                self.attempt(f"kernels of {name}", self.kernels_of, rows[name], shape, what)
+
+    def kernels_of(self, row: dict, shape: Shape | None, what) -> None:
+        names = tuple(row["variants"])
+        if shape is None:
+            found = block_kernels(what, self.scale, self.device, names, self.grid)
+        else:
+            found = kernels_by_variant(shape, self.device, what, names, self.options.compiled)
+        report.add_kernels(row, found)
+        print("\n".join([name_of(shape, what), *report.kernel_lines(row)]), flush=True)
+
+    def limits_again(self) -> None:
+        """Measured once more; the higher ones count, and floors are by them."""
         if self.alive():
             self.limits = machine.higher(self.limits, machine.measure_limits(self.device, self.scale))
         self.row["limits"] = asdict(self.limits)
         report.floors_again(self.row, self.limits)
-        self.row["minutes"] = round((time.monotonic() - self.begun) / 60, 1)
+
+    def finish(self) -> int:
+        """A short table, the record, and the exit status."""
+        self.row["minutes"] = round(self.minutes(), 1)
         print("\n" + "\n".join([report.limits_line(self.row["limits"]), *report.summary(self.row)]))
         for name, why in self.row["skipped"].items():
             print(f"  skipped {name}: {why}")
         for path in report.write(self.row, self.name):
             print(f"recorded in {path}")
-        ours_failed = any(report.OURS in row["not_timed"] for row in (*self.row["cases"], *self.row["blocks"]))
+        ours_failed = any(OURS in row["not_timed"] for row in (*self.row["cases"], *self.row["blocks"]))
         return 1 if ours_failed or not self.alive() else 0
 
     def estimate(self, done: int, of: int) -> str:
         """From the third step on; compilation makes the first ones slow."""
-        left = min((time.monotonic() - self.begun) / max(done, 1) * (of - done), self.options.minutes * 60)
-        return f", about {max(1, round(left / 60))} min left" if done > 1 else ""
+        left = min(self.minutes() / max(done, 1) * (of - done), self.options.minutes - self.minutes())
+        return f", about {max(1, round(left))} min left" if done > 1 else ""
 
-    def out_of_time(self) -> bool:
-        return time.monotonic() - self.begun > self.options.minutes * 60
+    def minutes(self) -> float:
+        return (time.monotonic() - self.begun) / 60
 
     def alive(self) -> bool:
         """Whether the device still answers: after a bad access none of its calls does."""
@@ -175,12 +206,9 @@ def device_for(kind: str) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def name_of(shape: Shape, passes: str) -> str:
-    return f"{shape.name}, {passes}"
-
-
-def name_of_block(batch: int) -> str:
-    return f"block, batch {batch}"
+def name_of(shape: Shape | None, what: str | int) -> str:
+    """Of a shape and its passes, or of a block and its batch."""
+    return f"block, batch {what}" if shape is None else f"{shape.name}, {what}"
 
 
 def wanted(name: str, only: str | None) -> bool:
@@ -198,7 +226,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--compiled", action="store_true", help="torch.compile of the definition, too; minutes of it")
     made.add_argument("--budget", type=float, default=0.5, metavar="SECONDS", help="of replays a variant (%(default)s)")
     made.add_argument(
-        "--minutes", type=float, default=7.5, metavar="M", help="begin no case after so many (%(default)s)"
+        "--minutes", type=float, default=8.0, metavar="M", help="begin nothing after so many (%(default)s)"
     )
     made.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: the interpreter, tiny sizes")
     return made

@@ -8,14 +8,14 @@ scan, however fast, makes it faster than that.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.correctness import relative_rms
-from benchmarks.gpu.kernels import kernels_of
+from benchmarks.gpu.kernels import Kernel, kernels_of
 from benchmarks.gpu.measure import Figures, reason, replay_all
 from benchmarks.gpu.shapes import Scale
 from benchmarks.gpu.timing import eager, peak_memory, release
@@ -48,12 +48,7 @@ def measured_block(
     batch: int, scale: Scale, device: torch.device, schedule: Schedule, grid: tuple[int, int, int] = GRID
 ) -> dict[str, Figures]:
     """Figures of a step by the operators, by the definition, and without scans. Caches are as the step leaves them."""
-    torch.manual_seed(0)
-    block = Block(scale).to(device)
-    x = torch.randn(batch, grid[0] * grid[1] * grid[2], scale.width // 2, device=device).requires_grad_()
-    grad = torch.randn_like(x)
-    ways = {OURS: lambda: use_backend("triton"), DEFINITION: lambda: use_backend("reference"), WITHOUT: without_scans}
-    calls = {name: step_of(block, x, grad, grid, way, scale.dtype) for name, way in ways.items()}
+    calls = steps(batch, scale, device, grid)
     figures = {name: Figures() for name in calls}
     right = [result.float() for result in calls[DEFINITION]()]
     for name, call in list(calls.items()):
@@ -61,7 +56,6 @@ def measured_block(
             if name == OURS:
                 figures[name].errors = agreement(call(), right)
             figures[name].peak = peak_memory(call, device)
-            figures[name].kernels = kernels_of([call], device)
         except Exception as error:
             figures[name].failure = reason(error)
             del calls[name]
@@ -71,6 +65,30 @@ def measured_block(
         replay_all({name: [call] for name, call in calls.items()}, figures, schedule)
     release(device)
     return figures
+
+
+def block_kernels(
+    batch: int, scale: Scale, device: torch.device, names: Iterable[str], grid: tuple[int, int, int] = GRID
+) -> dict[str, list[Kernel]]:
+    """The kernels of a step, by the named ways."""
+    found = {}
+    for name, step in steps(batch, scale, device, grid).items():
+        if name in names:
+            step()
+            found[name] = kernels_of([step, step], device)
+    return {name: kernels for name, kernels in found.items() if kernels}
+
+
+def steps(
+    batch: int, scale: Scale, device: torch.device, grid: tuple[int, int, int]
+) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """A step by each way, on the same block and tokens."""
+    torch.manual_seed(0)
+    block = Block(scale).to(device)
+    x = torch.randn(batch, grid[0] * grid[1] * grid[2], scale.width // 2, device=device).requires_grad_()
+    grad = torch.randn_like(x)
+    ways = {OURS: lambda: use_backend("triton"), DEFINITION: lambda: use_backend("reference"), WITHOUT: without_scans}
+    return {name: step_of(block, x, grad, grid, way, scale.dtype) for name, way in ways.items()}
 
 
 def step_of(block: Block, x: Tensor, grad: Tensor, grid, way: Callable, dtype: torch.dtype):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ def kernels_of(calls: list[Callable[[], object]], device: torch.device) -> list[
     """Those of one call, the longest first; the mean over `calls`. None off a GPU and where the profiler sees none."""
     if device.type != "cuda":
         return None
+    # Known to crash beside CUDA graphs if the profiler's library is taken down and set up again.
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")
+    os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -33,7 +37,7 @@ def kernels_of(calls: list[Callable[[], object]], device: torch.device) -> list[
             torch.cuda.synchronize(device)
         seen: dict[str, list[float]] = {}
         for event in profile.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
+            if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False):
                 seen.setdefault(event.name, []).append(event.time_range.elapsed_us() * 1e-6)
     found = [Kernel(name, round(len(times) / len(calls)), sum(times) / len(calls)) for name, times in seen.items()]
     return sorted(found, key=lambda kernel: -kernel.seconds) or None

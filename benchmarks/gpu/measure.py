@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,7 +12,7 @@ from benchmarks.gpu.check import Judge, passing
 from benchmarks.gpu.kernels import Kernel, kernels_of
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.timing import Replay, eager, peak_memory, release, replayed, sets_needed, synchronize
-from benchmarks.gpu.variants import COMPILED, DEFINITION, variants
+from benchmarks.gpu.variants import DEFINITION, variants
 from benchmarks.interleaved import Schedule
 from benchmarks.measure import Outcome
 from benchmarks.work import PASSES
@@ -28,7 +28,6 @@ class Figures:
     device: Outcome = field(default_factory=Outcome)
     eager: Outcome = field(default_factory=Outcome)
     errors: dict[str, float] = field(default_factory=dict)
-    kernels: list[Kernel] | None = None
     peak: int | None = None
     copies: int = 0
     not_replayed: str | None = None
@@ -59,8 +58,6 @@ def measured(inputs: Inputs, passes: str, schedule: Schedule, compiled: bool = F
         try:
             figures[name].errors = inputs.judge.errors(call, inputs.sets[0], grads[0])
             figures[name].peak = peak_memory(sets[0], device)
-            # A call of the definition can be tens of thousands of launches, which the profiler takes its time over.
-            figures[name].kernels = kernels_of(sets[:1] if name in (DEFINITION, COMPILED) else sets[:2], device)
         except Exception as error:
             figures[name].failure = reason(error)
         else:
@@ -76,6 +73,21 @@ def measured(inputs: Inputs, passes: str, schedule: Schedule, compiled: bool = F
             figures[name].not_replayed = "there is no device, hence no graph"
     release(device)
     return figures
+
+
+def kernels_by_variant(
+    shape: Shape, device: torch.device, passes: str, names: Iterable[str], compiled: bool = False
+) -> dict[str, list[Kernel]]:
+    """The kernels of the named variants, which have been found right before."""
+    inputs, grads = shape.inputs(device), shape.gradients(device, 0) if passes == PASSES[1] else None
+    every, found = variants(shape, compiled), {}
+    for name in names:
+        call = passing(every[name], inputs, grads)
+        call()
+        # A call of the definition can be tens of thousands of launches, which the profiler takes its time over.
+        found[name] = kernels_of([call] if name == DEFINITION else [call, call], device)
+        release(device)
+    return {name: kernels for name, kernels in found.items() if kernels}
 
 
 def replay_all(calls: dict[str, list[Callable]], figures: dict[str, Figures], schedule: Schedule) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import record
 from benchmarks.environment import load_average
 from benchmarks.gpu import machine
-from benchmarks.gpu.kernels import listed
+from benchmarks.gpu.kernels import Kernel, listed
 from benchmarks.gpu.machine import GpuLimits
 from benchmarks.gpu.measure import Figures
 from benchmarks.gpu.shapes import Shape
@@ -55,6 +55,7 @@ def variants_row(figures: Mapping[str, Figures], floor: float | None = None) -> 
     rows = {}
     for name, found in ran.items():
         row = rows[name] = {"errors": found.errors, "peak_memory": found.peak, "calls_in_graph": found.copies}
+        row["launches"] = None  # until the profiler has seen it
         if found.not_replayed:
             row["not_replayed"] = found.not_replayed
         for kind in ("device", "eager"):
@@ -65,15 +66,18 @@ def variants_row(figures: Mapping[str, Figures], floor: float | None = None) -> 
                 row[kind] = {**record.timing(own), "times_as_fast": ratios}
                 if floor is not None:
                     row[kind]["floor_multiple"] = own.median / floor
-        if found.kernels is None:
-            row["launches"] = None
-            continue
-        busy = sum(kernel.seconds for kernel in found.kernels)
-        row["launches"] = sum(kernel.launches for kernel in found.kernels)
-        row["kernels"] = [asdict(kernel) for kernel in listed(found.kernels)]
-        row["in_kernels"] = busy
     failed = {name: found.failure for name, found in figures.items() if found.failure is not None}
     return {"variants": rows, "not_timed": failed}
+
+
+def add_kernels(row: Row, kernels: Mapping[str, list[Kernel]]) -> None:
+    """What the profiler saw of the variants of a case or block."""
+    for name, seen in kernels.items():
+        row["variants"][name] |= {
+            "launches": sum(kernel.launches for kernel in seen),
+            "in_kernels": sum(kernel.seconds for kernel in seen),
+            "kernels": [asdict(kernel) for kernel in listed(seen)],
+        }
 
 
 def floors_again(run: Row, limits: GpuLimits) -> None:
@@ -125,7 +129,7 @@ def case_lines(row: Row) -> list[str]:
             f" operations {duration(floor['operations'])}, exponentials {duration(floor['exponentials'])})"
         )
     lines.append(
-        f"  {'':14} {'device':>9} {'quartiles':>20} {'x floor':>8} {'x ours':>7} {'eager':>9} {'launches':>8}"
+        f"  {'':14} {'device':>9} {'quartiles':>20} {'x floor':>8} {'x ours':>7} {'eager':>9}"
         f" {'peak MB':>8} {'error':>8}"
     )
     variants = row["variants"]
@@ -140,7 +144,6 @@ def case_lines(row: Row) -> list[str]:
             f"{_number((device or {}).get('floor_multiple'), '.2f'):>8}",
             f"{_number(1 / ratio if ratio else None, '.2f'):>7}",
             f"{duration(eager['median']) if eager else '-':>9}",
-            f"{_number(found['launches'], 'd'):>8}",
             f"{_number(found['peak_memory'] and found['peak_memory'] / 1e6, '.0f'):>8}",
             f"{_number(max(found['errors'].values(), default=None), '.1e'):>8}",
         )
@@ -150,22 +153,24 @@ def case_lines(row: Row) -> list[str]:
         lines.append(f"  no device times of {', '.join(name for name in silent if silent[name] == why)}: {why}")
     if row["not_timed"]:
         lines.append("  not timed: " + "; ".join(f"{name}: {why}" for name, why in row["not_timed"].items()))
-    return lines + above_the_floor(row)
+    return lines
 
 
-def above_the_floor(row: Row) -> list[str]:
-    """Where the time of our own variant goes: its kernels as the profiler sees them, and what is between them."""
+def kernel_lines(row: Row) -> list[str]:
+    """Launches of each variant, and where the time of our own goes: its kernels, and what is between them."""
+    counts = {name: found["launches"] for name, found in row["variants"].items() if found["launches"] is not None}
+    lines = ["  launches: " + ", ".join(f"{name} {count}" for name, count in counts.items())] if counts else []
     ours = row["variants"].get(OURS, {})
     if "kernels" not in ours:
-        return []
-    lines, whole = [], ours.get("device", ours.get("eager"))["median"]
+        return lines
+    whole = ours.get("device", ours["eager"])["median"]
     for kernel in ours["kernels"]:
         lines.append(
             f"    {kernel['name'][:60]:60} {kernel['launches']:>4} x {record.duration(kernel['seconds']):>9}"
             f" {kernel['seconds'] / whole:>6.1%}"
         )
     between = whole - ours["in_kernels"]
-    lines.append(f"    {'between kernels, and what replays save of them':60} {_signed(between):>16}")
+    lines.append(f"    {'the whole less its kernels':60} {_signed(between):>16}")
     if "floor" in row:
         above = whole - row["floor"]["total"]
         lines.append(f"    {'above the floor':60} {_signed(above):>16} {above / whole:>6.1%}")

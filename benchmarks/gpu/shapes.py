@@ -145,8 +145,8 @@ def shapes(quick: bool = False) -> list[Shape]:
 
 def tiny_shapes() -> list[Shape]:
     """A short and a long one for the interpreter: it takes them the ways that it takes the large ones."""
-    planes = tuple(ScanPath.plane(kind, (2, 2, 2), spiral_order(2, 2)) for kind in ("fw", "fh"))
+    planes = tuple(ScanPath.plane(kind, (1, 2, 2)) for kind in ("fw", "fh"))
     return [
-        Shape("4 x 4, fw and fh", 2, planes, TINY_SCALE),
+        Shape("4 x 2, fw and fh", 2, planes, TINY_SCALE),
         Shape("1 x 72, raster", 1, (ScanPath.raster((2, 6, 6)),), TINY_SCALE),
     ]

@@ -5,6 +5,7 @@ TRITON_INTERPRET=1 pytest tests/triton
 Without either nothing here is collected; `make test` and `make test-gpu` see to it.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 
 from medsora_ops.launch import INTERPRETED
 
+# Without it cuBLAS refuses every product while deterministic algorithms are demanded; read when a GPU is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))  # where the oracles are
 
 if not INTERPRETED and not torch.cuda.is_available():

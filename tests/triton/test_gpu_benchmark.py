@@ -15,7 +15,7 @@ from benchmarks.work import PASSES, Work
 from medsora_ops import ScanPath
 from medsora_ops.launch import INTERPRETED
 
-SHAPE = "4 x 4, fw and fh" if INTERPRETED else "1024 x 4, temporal"
+SHAPE = "4 x 2, fw and fh" if INTERPRETED else "1024 x 4, temporal"
 
 LIMIT_OF = {"bytes": "copy", "operations": "operations", "exponentials": "exponentials"}
 
@@ -81,7 +81,7 @@ def test_a_wrong_variant_is_refused(device):
             found[1][-1, -1] += 1
         return tuple(found)
 
-    assert max(judge.errors(right, inputs, grads).values()) < 1e-6
+    assert max(judge.errors(right, inputs, grads).values()) < 1e-5
     with pytest.raises(Wrong, match="output 1: .* at the last of all videos"):
         judge.errors(wrong_at_the_end, inputs, None)
     with pytest.raises(Wrong, match="output 0: relative RMS error"):
