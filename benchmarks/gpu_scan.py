@@ -36,7 +36,7 @@ from benchmarks.gpu.block import GRID, block_kernels, measured_block
 from benchmarks.gpu.measure import Inputs, kernels_by_variant, measured, reason
 from benchmarks.gpu.shapes import GPU_SCALE, TINY_SCALE, Shape, shapes, tiny_shapes
 from benchmarks.gpu.timing import release
-from benchmarks.gpu.variants import OURS
+from benchmarks.gpu.variants import COMPILED, OURS
 from benchmarks.interleaved import Schedule
 from benchmarks.work import PASSES
 from medsora_ops import launch
@@ -150,11 +150,11 @@ class Run:
                 self.attempt(f"kernels of {name}", self.kernels_of, rows[name], shape, what)
 
     def kernels_of(self, row: dict, shape: Shape | None, what) -> None:
-        names = tuple(row["variants"])
+        names = tuple(name for name in row["variants"] if name != COMPILED)  # it would be compiled once more
         if shape is None:
             found = block_kernels(what, self.scale, self.device, names, self.grid)
         else:
-            found = kernels_by_variant(shape, self.device, what, names, self.options.compiled)
+            found = kernels_by_variant(shape, self.device, what, names)
         report.add_kernels(row, found)
         print("\n".join([name_of(shape, what), *report.kernel_lines(row)]), flush=True)
 

@@ -76,11 +76,11 @@ def measured(inputs: Inputs, passes: str, schedule: Schedule, compiled: bool = F
 
 
 def kernels_by_variant(
-    shape: Shape, device: torch.device, passes: str, names: Iterable[str], compiled: bool = False
+    shape: Shape, device: torch.device, passes: str, names: Iterable[str]
 ) -> dict[str, list[Kernel]]:
     """The kernels of the named variants, which have been found right before."""
     inputs, grads = shape.inputs(device), shape.gradients(device, 0) if passes == PASSES[1] else None
-    every, found = variants(shape, compiled), {}
+    every, found = variants(shape, compiled=False), {}
     for name in names:
         call = passing(every[name], inputs, grads)
         call()

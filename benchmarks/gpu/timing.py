@@ -9,6 +9,7 @@ replayed by turns, A B C A B C ..., each once untimed, so that the device is bus
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -34,6 +35,12 @@ def sets_needed(device: torch.device, bytes_of_a_set: int) -> int:
     return min(MOST_SETS, 1 + -(-CACHES * second_level_cache(device) // bytes_of_a_set))
 
 
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all captures: cuBLAS keeps a workspace for every stream that it has seen."""
+    return torch.cuda.Stream()
+
+
 class Replay:
     """A graph of calls."""
 
@@ -41,7 +48,7 @@ class Replay:
         """seconds: about what a call takes. pool: memory shared by graphs, none of whose results anyone reads."""
         turns = max(1, min(MOST_REPEATS, int(LEAST / (len(calls) * max(seconds, 1e-6)))))
         self.copies = turns * len(calls)
-        stream = torch.cuda.Stream()
+        stream = _side_stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for call in calls:  # kernels are loaded and handles made before the capture

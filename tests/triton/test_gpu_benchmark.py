@@ -81,7 +81,7 @@ def test_a_wrong_variant_is_refused(device):
             found[1][-1, -1] += 1
         return tuple(found)
 
-    assert max(judge.errors(right, inputs, grads).values()) < 1e-5
+    assert max(judge.errors(right, inputs, grads).values()) < 1e-4
     with pytest.raises(Wrong, match="output 1: .* at the last of all videos"):
         judge.errors(wrong_at_the_end, inputs, None)
     with pytest.raises(Wrong, match="output 0: relative RMS error"):
