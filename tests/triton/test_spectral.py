@@ -20,7 +20,7 @@ from medsora_ops.spectral.triton import FilterConfig
 HALF = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 SIDES = (1, 2, 3, 5, 7, 8, 16, 17, 24, 32, 33)
 CHOSEN = ((1, 1), (5, 8), (24, 40), (33, 17), (2, 32))
-LEADING = ((2, 3), (1, 1), (2, 2, 3), (5, 1, 2, 2))
+LEADING = ((2, 3), (1, 1), (14, 1), (2, 1, 3), (3, 2, 1, 2))
 
 # Relative rms errors of values, against what rounding results alone makes of them, and of the weight's gradient, whose
 # inputs alone are rounded. float32 is three tf32 products on a GPU.
@@ -65,16 +65,19 @@ def compare(found, right, x, weight):
 
 
 def judge(x, weight, grad):
-    """Values and every gradient against float64, the same bits twice."""
-    found = run(x, weight, grad)
-    compare(found, wanted(x, weight, grad), x, weight)
-    for one, again in zip(found, run(x, weight, grad), strict=True):
-        assert torch.equal(one, again)
+    """Values and every gradient against float64."""
+    compare(run(x, weight, grad), wanted(x, weight, grad), x, weight)
 
 
-@pytest.mark.parametrize("size", [*CHOSEN, *sampled(itertools.product(SIDES, SIDES), 8)], ids=str)
+@pytest.mark.parametrize("size", [*CHOSEN, *sampled(itertools.product(SIDES, SIDES), 7)], ids=str)
 def test_every_size(device, size):
     judge(*case(size, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_the_same_bits_twice(device, dtype):
+    tensors = case((11, 6), device, (5, 2), dtype)
+    assert all(torch.equal(one, again) for one, again in zip(run(*tensors), run(*tensors), strict=True))
 
 
 @pytest.mark.parametrize("size", [*sampled([(64, 64), (65, 3), (3, 100), (40, 72), (128, 128)], 2)], ids=str)
@@ -87,7 +90,6 @@ def test_packs_and_leading_dimensions(device, leading):
     """32 // 5 images a pack: whole packs, incomplete ones, several for a program."""
     for size in ((5, 6), (16, 4)):
         judge(*case(size, device, leading))
-    judge(*case((9, 3), device, (7, *leading[1:])))
 
 
 @pytest.mark.parametrize("dtype", HALF)
@@ -113,9 +115,9 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize("config", sampled(CONFIGS, 4), ids=str)
+@pytest.mark.parametrize("config", sampled(CONFIGS, 3), ids=str)
 def test_every_way_of_cutting(device, config):
-    for size, leading in (((7, 9), (9, 2)), ((33, 36), (2, 1))):
+    for size, leading in (((7, 9), (9, 1)), ((33, 36), (1, 1))):
         x, weight, grad = case(size, device, leading)
         found = (
             kernels.filtered(x, weight, config),
@@ -127,17 +129,17 @@ def test_every_way_of_cutting(device, config):
 
 def test_any_strides(device):
     """Images cut out of larger ones, dimensions exchanged, columns apart, expanded gradients, conjugate weights."""
-    x, weight, grad = case((10, 12), device, (2, 3, 4))
+    x, weight, grad = case((10, 12), device, (3, 2, 2))
     right = run(x, weight, grad)
-    spread = torch.full((4, 2, 10, 3, 30), float("nan"), device=device)
+    spread = torch.full((2, 3, 10, 2, 30), float("nan"), device=device)
     for start in (7, 8):
         spread[..., start : start + 12] = x.permute(2, 0, 3, 1, 4)
         strided = spread[..., start : start + 12].permute(1, 3, 0, 2, 4)
         assert all(torch.equal(a, b) for a, b in zip(run(strided, weight, grad), right, strict=True))
     other = x.mT.contiguous().mT, weight.mT.contiguous().mT, grad.mT.contiguous().mT
     assert all(torch.equal(a, b) for a, b in zip(run(*other), right, strict=True))
-    judge(x[:1, :1, :1].expand(2, 3, 4, 10, 12), weight, torch.tensor(0.5, device=device).expand(2, 3, 4, 10, 12))
-    judge(x, weight[:1, :1].expand(3, 10, 7), grad[..., :1].expand(2, 3, 4, 10, 12))
+    judge(x[:1, :1, :1].expand(3, 2, 2, 10, 12), weight, torch.tensor(0.5, device=device).expand(3, 2, 2, 10, 12))
+    judge(x, weight[:1, :1].expand(2, 10, 7), grad[..., :1].expand(3, 2, 2, 10, 12))
     assert torch.equal(run(x, weight.conj(), grad)[0], run(x, weight.conj_physical(), grad)[0])
 
 
