@@ -16,59 +16,65 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts, rows_before
+from medsora_ops.scan.walk_kernels import column_of, convolved, from_channel, row_starts, rows_before
 from medsora_ops.triton_math import LOG2E, matmul, pick, settled, sigmoid, softplus
 
 
 @triton.jit
 def packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T: tl.constexpr):
-    """The walk over a tile of whole sequences, and the sequence of the tile that each token belongs to."""
+    """The walk over a tile of whole sequences."""
     row = tl.arange(0, BLOCK_T)
     packed = BLOCK_T // length
     local = row // length
     number = tile * packed + local
     inside = (local < packed) & (number < videos * sequences)
-    return (table, number // sequences, number % sequences * stride, row - local * length, inside, length, reverse), local
+    return (table, number // sequences, number % sequences * stride, row - local * length, inside, length, reverse)
 
 
 @triton.jit
-def not_after(local):
-    """[i, j]: token j is of i's sequence and not after it."""
-    row = tl.arange(0, local.shape[0])
-    return (local[:, None] == local[None, :]) & (row[:, None] >= row[None, :])
+def not_after(place):
+    """[i, j]: token j is of i's sequence and not after it. Columns give only their numbers, which take no registers."""
+    row = tl.arange(0, place.shape[0])
+    return (row[None, :] <= row[:, None]) & (row[None, :] >= (row - place)[:, None])
 
 
 @triton.jit
-def summed_decay(step, rate, local):
+def summed_decay(step, rate, place):
     """log2 of the decay since a sequence's start: [tokens]. Summed within sequences: another's NaN stays there."""
-    return tl.sum(tl.where(not_after(local), (rate * LOG2E * step)[None, :], 0.0), axis=1)
+    return tl.sum(tl.where(not_after(place), (rate * LOG2E * step)[None, :], 0.0), axis=1)
 
 
 @triton.jit
-def decays(total, local):
+def decays(total, place):
     """[i, j]: the decay from token j to i, zero unless causal. Masked before exp: a future difference may overflow."""
-    return tl.exp2(tl.where(not_after(local), total[:, None] - total[None, :], float("-inf")))
+    return tl.exp2(tl.where(not_after(place), total[:, None] - total[None, :], float("-inf")))
 
 
 @triton.jit
-def group_projections(rows, walk, filters, group, first, SIZES: tl.constexpr, BLOCK_N: tl.constexpr):
-    """BLOCK_N numbers of a group's B and C before SiLU, and their channels: [tokens, BLOCK_N] each."""
-    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
-    state = first + tl.arange(0, BLOCK_N)
-    wanted = state < SIZES[3]
-    of_b = WIDTH + group * SIZES[3] + state
-    of_c = of_b + SIZES[2] * SIZES[3]
-    b = convolved(rows, walk, filters, of_b, wanted, WIDTH, SIZES[4])
-    c = convolved(rows, walk, filters, of_c, wanted, WIDTH, SIZES[4])
-    return b, c, of_b, of_c, wanted
+def group_projection(rows, walk, filters, first, which, wanted, SIZES: tl.constexpr):
+    """Numbers of a group's B or C before SiLU, from channel `first` on: [tokens, numbers]."""
+    rows, filters = from_channel(rows, filters, first, SIZES[4])
+    return convolved(rows, walk, filters, which, wanted, SIZES[0] * SIZES[1], SIZES[4])
+
+
+@triton.jit
+def group_channels(group, SIZES: tl.constexpr):
+    """The first of the convolution's channels that hold a group's B, and its C."""
+    of_b = SIZES[0] * SIZES[1] + group * SIZES[3]
+    return of_b, of_b + SIZES[2] * SIZES[3]
 
 
 @triton.jit
 def group_scores(rows, walk, filters, group, OPERANDS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """C B^T of a group: [tokens, tokens]."""
-    scores = tl.zeros([BLOCKS[0], BLOCKS[0]], tl.float32)
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+    of_b, of_c = group_channels(group, SIZES)
     for first in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
-        b, c, at_b, at_c, wanted = group_projections(rows, walk, filters, group, first, SIZES, BLOCKS[2])
+        which = tl.arange(0, BLOCKS[2])
+        wanted = which < SIZES[3] - first
+        b = group_projection(rows, walk, filters, of_b + first, which, wanted, SIZES)
+        c = group_projection(rows, walk, filters, of_c + first, which, wanted, SIZES)
         scores += matmul(settled(c * sigmoid(c)), tl.trans(settled(b * sigmoid(b))), OPERANDS)
     return scores
 
@@ -124,7 +130,7 @@ def path_scan_tile_fwd_kernel(
         place_of_tile = tile - pick(path, first_tiles), pick(path, tables), pick(path, lengths)
         place_of_path = pick(path, sequences), pick(path, strides), videos
         for direction in tl.range(DIRECTIONS, disable_licm=True):
-            walk, local = packed_walk(*place_of_tile, *place_of_path, direction == 1, BLOCK_T)
+            walk = packed_walk(*place_of_tile, *place_of_path, direction == 1, BLOCK_T)
             # Walking back, the token at place p of its sequence is the one at length - 1 - p of the grid's order.
             turned = tl.where(walk[4], direction * (walk[5] - 1 - 2 * walk[3]), 0) + row
             for group in tl.range(SIZES[2], disable_licm=True):
@@ -132,7 +138,7 @@ def path_scan_tile_fwd_kernel(
                 for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
                     rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
                     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
-                    weights = scores * decays(summed_decay(step, rate, local), local) * step[None, :]
+                    weights = scores * decays(summed_decay(step, rate, walk[3]), walk[3]) * step[None, :]
                     channel, wanted = head_channels(head, SIZES, BLOCK_P)
                     x = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
                     x = settled(x * sigmoid(x))
@@ -143,7 +149,7 @@ def path_scan_tile_fwd_kernel(
                     tl.store(kept, u.to(gated.dtype.element_ty), mask=wanted[None, :])
                     tl.store(squares + (direction * HEADS + head) * BLOCK_T + turned, tl.sum(u * u, axis=1))
         tl.debug_barrier()  # what follows reads what other threads of this program have written
-        walk, local = packed_walk(*place_of_tile, *place_of_path, False, BLOCK_T)
+        walk = packed_walk(*place_of_tile, *place_of_path, False, BLOCK_T)
         out = (pick(path, outs), out_video_stride, WIDTH)
         for head in tl.range(HEADS, disable_licm=True):
             channel, wanted = head_channels(head, SIZES, BLOCK_P)

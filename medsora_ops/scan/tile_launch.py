@@ -33,7 +33,7 @@ class TileConfig:
 
 
 FORWARD = TileConfig(num_warps=16)
-BACKWARD = TileConfig()
+BACKWARD = TileConfig(state=32)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def backward(
     kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
     y = rows.new_empty(max(programs) * config.tokens * mixer.width, dtype=kept)
     sums = rows.new_empty(max(programs) * 2 * mixer.heads * config.tokens, dtype=torch.float32)
-    square = rows.new_empty(max(programs) * 2 * config.tokens**2)
+    square = rows.new_empty(max(programs) * config.tokens * (2 * config.tokens + _block(mixer.head_dim)))  # and x
     # Each parameter begins at a multiple of what one program sums.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]

@@ -74,13 +74,28 @@ def add_number(address, value, visits):
 
 
 @triton.jit
+def from_channel(rows, filters, first, TAPS: tl.constexpr):
+    """rows and filters (or what is found for them) with channels counted from `first`.
+
+    A thread's addresses then lie at distances that the compiler knows, so that one register pair serves them all.
+    """
+    pointer, video_stride, token_stride = rows
+    weights, biases = filters
+    rows = (pointer + first, video_stride, token_stride)
+    if biases is not None:
+        return rows, (weights + first * TAPS, biases + first)
+    else:
+        return rows, (weights + first * TAPS, None)
+
+
+@triton.jit
 def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
     """The causal convolution of channels of (x, B, C) before its SiLU: [tokens, channels] float32."""
     weights, biases = filters
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
     for back in tl.range(TAPS, loop_unroll_factor=2, disable_licm=True):  # all at once takes too many registers
-        weight = tl.load(weights + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0).to(tl.float32)
+        weight = tl.load(weights + (TAPS - 1 - back) + channel * TAPS, mask=wanted, other=0.0).to(tl.float32)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
         total += tl.load(biases + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
@@ -92,7 +107,7 @@ def convolve_back(
     grad, rows, grad_rows, walk, filters, grad_filters, channel, wanted, row_visits, visits,
     WIDTH: tl.constexpr, TAPS: tl.constexpr,
 ):  # fmt: skip
-    """From the gradient of the convolution's result to those of the rows, the weights and the biases, each added to memory.
+    """From the gradient of the convolution's result to those of rows, weights and biases, each added to memory.
 
     A tile must hold whole sequences: the gradient of a row is gathered from the tokens after it.
     """
@@ -106,10 +121,10 @@ def convolve_back(
         index = tl.minimum(row + back, grad.shape[0] - 1)
         later = tl.gather(grad, tl.broadcast_to(index[:, None], grad.shape), 0)
         later = tl.where((place + back < length)[:, None], later, 0.0)
-        tap = channel * TAPS + (TAPS - 1 - back)
-        of_rows += tl.load(weights + tap, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
+        tap = TAPS - 1 - back
+        of_rows += tl.load(weights + tap + channel * TAPS, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
         of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
-        add_to(grad_weights + tap, of_weight, wanted, visits)
+        add_to(grad_weights + tap + channel * TAPS, of_weight, wanted, visits)
     add_to_rows(grad_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
     if grad_biases is not None:
         add_to(grad_biases + channel, tl.sum(grad, axis=0), wanted, visits)
