@@ -32,6 +32,9 @@ SHARED_MEMORY = {"cuda:80": 166912, "cuda:86": 101376, "cuda:89": 101376, "cuda:
                  "cuda:120": 101376, "hip:gfx942": 65536}  # fmt: skip
 
 
+SIDES = (16, 32, 64, 128)  # of images, that the filters are compiled for
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a program of a compiled kernel takes. Registers and stack for each thread; None where no tool tells."""
@@ -123,10 +126,53 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
     return list({(one.name, str(one.options)): one for one in compiled}.values())
 
 
+def compile_reorders(target: str, dtype: torch.dtype) -> list[Compiled]:
+    """`gather` and `merge`."""
+    from medsora_ops.reorder import triton as reorders
+
+    offsets = torch.empty(48, dtype=torch.int32, device="meta")
+    with compiling_for(target) as compiled:
+        reorders.gather(torch.empty(2, 384, 1024, dtype=dtype, device="meta"), offsets, 8)
+        reorders.merge(torch.empty(2, 2, 8, 48, 1024, dtype=dtype, device="meta"), offsets, 8)
+    return compiled
+
+
+def compile_filters(target: str, dtype: torch.dtype, side: int) -> list[Compiled]:
+    """Every kernel of `spectral_filter` by a complex weight, forward and backward, of square images."""
+    from medsora_ops.spectral import triton as filters
+
+    x = torch.empty(2, 16, 8, side, side, dtype=dtype, device="meta")
+    weight = torch.empty(16, side, side // 2 + 1, dtype=torch.complex64, device="meta")
+    with compiling_for(target) as compiled:
+        filters.spectral_filter(x, weight)
+        filters.spectral_filter_backward(x, x, weight)
+    return compiled
+
+
 def report(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[dict]:
     """A row for each kernel of `compile_scans`: its resources, and what is wrong with it, if anything."""
+    return _rows(compile_scans(target, dtype, head_dim, state), target, dtype, head_dim=head_dim, state=state)
+
+
+def report_others(target: str, dtype: torch.dtype) -> list[dict]:
+    """Likewise of `compile_reorders`, and of `compile_filters` for each of SIDES."""
+    rows = _rows(compile_reorders(target, dtype), target, dtype)
+    for side in SIDES:
+        rows += _rows(compile_filters(target, dtype, side), target, dtype, side=side)
+    return rows
+
+
+def _rows(
+    compiled: Sequence[Compiled],
+    target: str,
+    dtype: torch.dtype,
+    *,
+    head_dim: int | None = None,
+    state: int | None = None,
+    side: int | None = None,
+) -> list[dict]:
     rows = []
-    for one in compile_scans(target, dtype, head_dim, state):
+    for one in compiled:
         found = resources(one)
         wrong = []
         if found.shared > SHARED_MEMORY[target]:
@@ -134,7 +180,8 @@ def report(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[d
         if "tt.dot" in one.kernel.asm["ttir"] and not found.matrix_instructions:
             wrong.append("has no matrix instructions")
         case = dict(kernel=one.name, target=target, dtype=str(dtype).removeprefix("torch."), head_dim=head_dim)
-        rows.append({**case, "state": state, "warps": one.options.get("num_warps", 4), **asdict(found), "wrong": wrong})
+        case |= dict(state=state, side=side, warps=one.options.get("num_warps", 4))
+        rows.append({**case, **asdict(found), "wrong": wrong})
     return rows
 
 
@@ -149,23 +196,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--states", nargs="+", type=int, default=[128], metavar="N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     options = parser.parse_args(arguments)
-    columns = ("kernel", "target", "dtype", "head_dim", "state", "warps", "registers", "stack", "shared",
+    columns = ("kernel", "target", "dtype", "head_dim", "state", "side", "warps", "registers", "stack", "shared",
                "matrix_instructions")  # fmt: skip
     print(f"triton {triton.__version__}\n" + "  ".join(("kernel".ljust(28), *columns[1:])))
     rows = []
-    for target, dtype, head_dim, state in itertools.product(
-        options.targets, options.dtypes, options.head_dims, options.states
-    ):
-        for row in report(target, getattr(torch, dtype), head_dim, state):
-            rows.append(row)
-            cells = [str(row["kernel"]).ljust(28), *(str(row[name]).rjust(len(name)) for name in columns[1:])]
-            print("  ".join(cells), *row["wrong"], flush=True)
+    for row in _all_rows(options):
+        rows.append(row)
+        cells = ["-" if row[name] is None else str(row[name]) for name in columns]
+        aligned = (cell.rjust(len(name)) for cell, name in zip(cells[1:], columns[1:], strict=True))
+        print("  ".join((cells[0].ljust(28), *aligned)), *row["wrong"], flush=True)
     if options.json:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
     wrong = sum(bool(row["wrong"]) for row in rows)
     spilling = sum(bool(row["stack"]) for row in rows)
     print(f"{len(rows)} kernels compiled; {spilling} use a stack; {wrong} wrong")
     return 1 if wrong else 0
+
+
+def _all_rows(options: argparse.Namespace) -> Iterator[dict]:
+    for target, dtype in itertools.product(options.targets, options.dtypes):
+        kind = getattr(torch, dtype)
+        for head_dim, state in itertools.product(options.head_dims, options.states):
+            yield from report(target, kind, head_dim, state)
+        yield from report_others(target, kind)
 
 
 def _cuobjdump(cubin: bytes, option: str) -> str:

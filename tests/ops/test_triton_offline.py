@@ -29,6 +29,23 @@ def test_every_kernel_of_the_scans_compiles_and_fits(hopper):
         assert not row["wrong"] and row["shared"] <= offline.SHARED_MEMORY["cuda:90"]
 
 
+def test_kernels_of_the_other_operators_compile_and_fit():
+    rows = offline.report_others("cuda:90", torch.bfloat16)
+    assert {row["kernel"] for row in rows} == {"gather_kernel", "merge_kernel", "spectral_filter_kernel",
+            "spectral_weight_grad_kernel", "spectral_weight_sum_kernel"}  # fmt: skip
+    assert {row["side"] for row in rows} == {None, *offline.SIDES}
+    for row in rows:
+        assert not row["wrong"] and row["stack"] == 0
+
+
+def test_rows_are_copied_in_pieces_of_16_bytes():
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        for one in offline.compile_reorders("cuda:90", dtype):
+            piece = "v2.b64" if dtype == torch.float64 else "v4.b32"
+            code = one.kernel.asm["ptx"]
+            assert f"ld.global.{piece}" in code and f"st.global.{piece}" in code
+
+
 def test_few_launches():
     """Forward one for all paths, back one a path and one sum; long paths two and five."""
     settings = (1024, 64, 128, 1, 4, True, None, True, torch.bfloat16, torch.float32, True)
