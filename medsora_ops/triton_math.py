@@ -6,14 +6,13 @@ the type of the rows again, for the matrix units.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
+from triton.language.target_info import is_cuda
 
 from medsora_ops.launch import INTERPRETED
 
 _INTERPRETED = tl.constexpr(INTERPRETED)
-_SETTLES = tl.constexpr(not INTERPRETED and torch.version.hip is None)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -41,9 +40,11 @@ def settled(x):
     """x, computed once, in the layout that it was computed in.
 
     The compiler likes to carry a product's operands through all elementwise work in the layout of the product, in
-    which several warps hold, and then compute, the same numbers. An opaque move stops it. On other GPUs nothing happens.
+    which several warps hold, and then compute, the same numbers. An opaque move stops it, on NVIDIA's GPUs.
     """
-    if _SETTLES:
+    if _INTERPRETED:
+        return x
+    elif is_cuda():
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1)
     else:
         return x
@@ -51,14 +52,14 @@ def settled(x):
 
 @triton.jit
 def matmul(a, b, OPERANDS: tl.constexpr):
-    """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32 (three tf32 products).
+    """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32 (NVIDIA: three tf32 products).
 
     Never give it the transpose of another product: Triton 3.4 to 3.7.0 miscompiles that on Hopper.
     """
     if _INTERPRETED:  # there half types are wrong in tl.dot
         return tl.dot(a.to(OPERANDS).to(tl.float32), b.to(OPERANDS).to(tl.float32))
     elif OPERANDS == tl.float32:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3" if is_cuda() else "ieee")
     else:
         return tl.dot(a.to(OPERANDS), b.to(OPERANDS))
 

@@ -32,7 +32,7 @@ class TileConfig:
         return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
 
 
-FORWARD = TileConfig(num_warps=16)
+FORWARD = TileConfig()
 BACKWARD = TileConfig(state=32)
 
 
@@ -129,6 +129,7 @@ def backward(
             *(tuple(s for s, size in zip(segments, sizes, strict=True) if size), tuple(p.numel() for p in given)),
             BLOCK_ROWS=64,
             BLOCK=REDUCED,
+            enable_fp_fusion=True,
         )
     return found_parameters
 
