@@ -178,18 +178,20 @@ def kernel_lines(row: Row) -> list[str]:
 
 
 def summary(run: Row) -> list[str]:
-    """One line a case: the floor, our median on the device, its multiple of the floor, and others beside it."""
-    lines = [f"  {'':44} {'floor':>9} {'ours':>9} {'x floor':>8}  others, times ours"]
-    for row in run["cases"]:
-        ours = row["variants"].get(OURS, {}).get("device")
-        if ours is None:
-            why = row["not_timed"].get(OURS) or row["variants"][OURS].get("not_replayed", "not timed")
-            lines.append(f"  {row['case']:44} {record.duration(row['floor']['total']):>9} {why}")
+    """One line a case or block: the floor, our median on the device, its multiple of the floor, others beside it."""
+    lines = [f"  {'':44} {'floor':>9} {'ours':>9} {'x floor':>8} {'eager':>9} {'launches':>8}  others, times ours"]
+    for row in (*run["cases"], *run["blocks"]):
+        floor = record.duration(row["floor"]["total"]) if "floor" in row else "-"
+        head, found = f"  {row.get('case', row.get('block')):44} {floor:>9}", row["variants"].get(OURS, {})
+        if "device" not in found:
+            lines.append(f"{head} {row['not_timed'].get(OURS) or found.get('not_replayed', 'not timed')}")
             continue
-        others = ", ".join(f"{name} {times:.2f}" for name, times in ours["times_as_fast"].items())
+        device, eager = found["device"], record.duration(found["eager"]["median"])
+        multiple = _number(device.get("floor_multiple"), ".2f")
+        others = ", ".join(f"{name} {times:.2f}" for name, times in device["times_as_fast"].items())
         lines.append(
-            f"  {row['case']:44} {record.duration(row['floor']['total']):>9} {record.duration(ours['median']):>9}"
-            f" {ours['floor_multiple']:>8.2f}  {others}"
+            f"{head} {record.duration(device['median']):>9} {multiple:>8} {eager:>9}"
+            f" {_number(found['launches'], 'd'):>8}  {others}"
         )
     return lines
 
