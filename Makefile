@@ -44,7 +44,7 @@ test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases in
 
 # On the machine with the GPU no .venv is made: a Python with torch, triton, pytest and hypothesis is enough.
 GPU_PYTHON ?= python3
-# Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows. Tests at work: a minute.
+# Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows.
 MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
 test-gpu:  ## test the Triton kernels on a GPU, a few of them again under compute-sanitizer if it is on the PATH
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
@@ -59,7 +59,7 @@ test-gpu:  ## test the Triton kernels on a GPU, a few of them again under comput
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
 	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)
 
-bench-gpu:  ## time the scans on a GPU against their floors, 8 minutes; ARGS="--quick", or "--help" to learn more
+bench-gpu:  ## time the scans on a GPU against their floors, some 8 minutes; ARGS="--quick", or "--help" to learn more
 	@$(GPU_PYTHON) -m benchmarks.gpu_scan $(ARGS)
 
 sanitize: build/sanitize/check  ## run the native operators, no Python around them, under GCC's or clang's sanitizers

@@ -1,7 +1,7 @@
 """Time `path_scan` on a GPU against its floor, the definition, and what a user would otherwise write.
 
-    python -m benchmarks.gpu_scan                       everything, about eight minutes on an H100
-    python -m benchmarks.gpu_scan --quick               three shapes and a block, about two minutes
+    python -m benchmarks.gpu_scan                       everything that fits into the minutes of --minutes
+    python -m benchmarks.gpu_scan --quick               three shapes and a block
     python -m benchmarks.gpu_scan -k "x 48" --compiled  cases whose names hold a text, with torch.compile beside
     python -m benchmarks.gpu_scan --list                the names
 
