@@ -138,14 +138,16 @@ def compile_reorders(target: str, dtype: torch.dtype) -> list[Compiled]:
 
 
 def compile_filters(target: str, dtype: torch.dtype, side: int) -> list[Compiled]:
-    """Every kernel of `spectral_filter` by a complex weight, forward and backward, of square images."""
+    """Every kernel of `spectral_filter` by a complex weight and of the focal loss, both ways, of square images."""
     from medsora_ops.spectral import triton as filters
 
     x = torch.empty(2, 16, 8, side, side, dtype=dtype, device="meta")
     weight = torch.empty(16, side, side // 2 + 1, dtype=torch.complex64, device="meta")
+    settings = (1.0, 1, False, False, False)
     with compiling_for(target) as compiled:
         filters.spectral_filter(x, weight)
         filters.spectral_filter_backward(x, x, weight)
+        filters.focal_frequency_loss_backward(filters.focal_frequency_loss(x, x, *settings), x, x, *settings)
     return compiled
 
 

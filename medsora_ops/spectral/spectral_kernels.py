@@ -35,21 +35,28 @@ def row_starts(images, channel, pack, row, PIECE: tl.constexpr, ROWS: tl.constex
 
 @triton.jit
 def transform_rows(
-    images, channel, pack, tables, first, scratch, PIECE: tl.constexpr,
+    images, minus, channel, pack, tables, first, scratch, PIECE: tl.constexpr,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK_K columns, from `first` on, of the transforms of a pack's rows, to scratch [2, ROWS, BLOCK_K]."""
+    """BLOCK_K columns, from `first` on, of the transforms of a pack's rows, to scratch [2, ROWS, BLOCK_K].
+
+    minus: None, or images of the same sizes that are subtracted.
+    """
     column = tl.arange(0, BLOCK_K)
     for top in tl.range(0, ROWS, BLOCK_H, disable_licm=True):
         row = top + tl.arange(0, BLOCK_H)
         at, exists = row_starts(images, channel, pack, row, PIECE, ROWS)
+        if minus is not None:
+            less, _ = row_starts(minus, channel, pack, row, PIECE, ROWS)
         real = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
         imaginary = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
         for left in tl.range(0, WIDTH, TERMS, disable_licm=True):
             place = left + tl.arange(0, TERMS)
             mask = exists[:, None] & (place < images[8] * PIECE)[None, :]
             points = tl.load(at[:, None] + place[None, :], mask=mask, other=0.0).to(tl.float32)
+            if minus is not None:
+                points -= tl.load(less[:, None] + place[None, :], mask=mask, other=0.0).to(tl.float32)
             entry = tables + 2 * ROWS * ROWS + place[:, None] * COLUMNS + (first + column)[None, :]
             real += matmul(points, tl.load(entry), tl.float32)
             imaginary += matmul(points, tl.load(entry + WIDTH * COLUMNS), tl.float32)
@@ -82,6 +89,36 @@ def transform_columns(
             real += matmul(sine, b, tl.float32)
             imaginary += matmul(sine, -a, tl.float32)
     return real, imaginary
+
+
+@triton.jit
+def invert_columns(
+    spectra, columns, tables, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """Spectra [2, ROWS, BLOCK_K] back along columns, to the columns `first` on of [2, ROWS, COLUMNS]."""
+    for top in tl.range(0, ROWS, BLOCK_H, disable_licm=True):
+        real, imaginary = transform_columns(spectra, tables, top, True, ROWS, BLOCK_H, BLOCK_K, TERMS)
+        row, column = top + tl.arange(0, BLOCK_H), first + tl.arange(0, BLOCK_K)
+        kept = columns + row[:, None] * COLUMNS + column[None, :]
+        tl.store(kept, real)
+        tl.store(kept + ROWS * COLUMNS, imaginary)
+
+
+@triton.jit
+def inverted_rows(
+    columns, tables, row, place,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """A block of the images whose half spectra along rows are [2, ROWS, COLUMNS]."""
+    total = tl.zeros([row.shape[0], place.shape[0]], tl.float32)
+    for first in tl.range(0, COLUMNS, BLOCK_K, disable_licm=True):
+        column = first + tl.arange(0, BLOCK_K)
+        kept = columns + row[:, None] * COLUMNS + column[None, :]
+        entry = tables + 2 * ROWS * ROWS + 2 * WIDTH * COLUMNS + column[:, None] * WIDTH + place[None, :]
+        total += matmul(tl.load(kept), tl.load(entry), tl.float32)
+        total += matmul(tl.load(kept + ROWS * COLUMNS), tl.load(entry + COLUMNS * WIDTH), tl.float32)
+    return total
 
 
 @triton.jit
@@ -122,8 +159,9 @@ def spectral_filter_kernel(
         channel, pack = number // packs, number % packs
         for first in tl.range(0, COLUMNS, BLOCK_K, disable_licm=True):
             transform_rows(
-                images, channel, pack, tables, first, scratch, PIECE, ROWS, WIDTH, COLUMNS, BLOCK_H, BLOCK_K, TERMS
-            )
+                images, None, channel, pack, tables, first, scratch,
+                PIECE, ROWS, WIDTH, COLUMNS, BLOCK_H, BLOCK_K, TERMS,
+            )  # fmt: skip
             tl.debug_barrier()  # what follows reads what other threads of this program have written
             column = tl.arange(0, BLOCK_K)
             for top in tl.range(0, ROWS, BLOCK_H, disable_licm=True):
@@ -136,12 +174,7 @@ def spectral_filter_kernel(
                 tl.store(kept, real)
                 tl.store(kept + ROWS * BLOCK_K, imaginary)
             tl.debug_barrier()
-            for top in tl.range(0, ROWS, BLOCK_H, disable_licm=True):
-                row = top + tl.arange(0, BLOCK_H)
-                real, imaginary = transform_columns(spectra, tables, top, True, ROWS, BLOCK_H, BLOCK_K, TERMS)
-                kept = columns + row[:, None] * COLUMNS + (first + column)[None, :]
-                tl.store(kept, real)
-                tl.store(kept + ROWS * COLUMNS, imaginary)
+            invert_columns(spectra, columns, tables, first, ROWS, COLUMNS, BLOCK_H, BLOCK_K, TERMS)
         tl.debug_barrier()
         for top in tl.range(0, ROWS, BLOCK_H, disable_licm=True):
             row = top + tl.arange(0, BLOCK_H)
@@ -150,13 +183,7 @@ def spectral_filter_kernel(
             for left in tl.range(0, WIDTH, BLOCK_W, disable_licm=True):
                 place = left + tl.arange(0, BLOCK_W)
                 mask = exists[:, None] & (place < pieces * PIECE)[None, :]
-                total = tl.zeros([BLOCK_H, BLOCK_W], tl.float32)
-                for first in tl.range(0, COLUMNS, BLOCK_K, disable_licm=True):
-                    column = first + tl.arange(0, BLOCK_K)
-                    kept = columns + row[:, None] * COLUMNS + column[None, :]
-                    entry = tables + 2 * ROWS * ROWS + 2 * WIDTH * COLUMNS + column[:, None] * WIDTH + place[None, :]
-                    total += matmul(tl.load(kept), tl.load(entry), tl.float32)
-                    total += matmul(tl.load(kept + ROWS * COLUMNS), tl.load(entry + COLUMNS * WIDTH), tl.float32)
+                total = inverted_rows(columns, tables, row, place, ROWS, WIDTH, COLUMNS, BLOCK_K)
                 # The image is added last: a weight of zero leaves every bit of it.
                 total += tl.load(at[:, None] + place[None, :], mask=mask, other=0.0).to(tl.float32)
                 tl.store(to[:, None] + place[None, :], total.to(y.dtype.element_ty), mask=mask)
@@ -187,11 +214,13 @@ def spectral_weight_grad_kernel(
         imaginary = tl.zeros([BLOCK_H, BLOCK_K], tl.float32)
         for pack in tl.range(part, packs, parts, disable_licm=True):
             transform_rows(
-                images, channel, pack, tables, first, scratch, PIECE, ROWS, WIDTH, COLUMNS, BLOCK_H, BLOCK_K, TERMS
-            )
+                images, None, channel, pack, tables, first, scratch,
+                PIECE, ROWS, WIDTH, COLUMNS, BLOCK_H, BLOCK_K, TERMS,
+            )  # fmt: skip
             transform_rows(
-                grads, channel, pack, tables, first, other, PIECE, ROWS, WIDTH, COLUMNS, BLOCK_H, BLOCK_K, TERMS
-            )
+                grads, None, channel, pack, tables, first, other,
+                PIECE, ROWS, WIDTH, COLUMNS, BLOCK_H, BLOCK_K, TERMS,
+            )  # fmt: skip
             tl.debug_barrier()  # what follows reads what other threads of this program have written
             a, b = transform_columns(scratch, tables, top, False, ROWS, BLOCK_H, BLOCK_K, TERMS)
             c, d = transform_columns(other, tables, top, False, ROWS, BLOCK_H, BLOCK_K, TERMS)

@@ -11,11 +11,10 @@ from sampling import sampled
 
 from medsora_ops import spectral_filter, use_backend
 from medsora_ops.launch import INTERPRETED
-from medsora_ops.spectral import reference
-from medsora_ops.spectral import triton as kernels
+from medsora_ops.spectral import filter_launch, reference
+from medsora_ops.spectral.filter_launch import FilterConfig
 from medsora_ops.spectral.spectral_kernels import row_starts
 from medsora_ops.spectral.tables import fourier_tables
-from medsora_ops.spectral.triton import FilterConfig
 
 HALF = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 SIDES = (1, 2, 3, 5, 7, 8, 16, 17, 24, 32, 33)
@@ -120,9 +119,9 @@ def test_every_way_of_cutting(device, config):
     for size, leading in (((7, 9), (9, 1)), ((33, 36), (1, 1))):
         x, weight, grad = case(size, device, leading)
         found = (
-            kernels.filtered(x, weight, config),
-            kernels.filtered(grad, weight, config, conjugate=True),
-            kernels.weight_gradient(grad, x, weight, config),
+            filter_launch.filtered(x, weight, config),
+            filter_launch.filtered(grad, weight, config, conjugate=True),
+            filter_launch.weight_gradient(grad, x, weight, config),
         )
         compare(found, wanted(x, weight, grad), x, weight)
 
@@ -146,7 +145,7 @@ def test_any_strides(device):
 def test_a_zero_weight_leaves_every_bit(device):
     for size in ((11, 14), (32, 7)):
         x, weight, _ = case(size, device)
-        assert torch.equal(kernels.spectral_filter(x, torch.zeros_like(weight)), x)
+        assert torch.equal(filter_launch.filtered(x, torch.zeros_like(weight), filter_launch.CONFIG), x)
 
 
 def test_a_bad_number_stays_in_its_channel(device):
