@@ -33,15 +33,19 @@ _compiled: contextvars.ContextVar[tuple[str, list[Compiled]] | None] = contextva
 )
 
 
-def launch(kernel, programs: int, *arguments, **options) -> None:
-    """Run `kernel` with `programs` programs on the current stream of the current device; no programs, no launch."""
-    if programs == 0:
+def launch(kernel, programs: int | tuple[int, int], *arguments, **options) -> None:
+    """Run `kernel` with `programs` programs on the current stream of the current device; no programs, no launch.
+
+    Two numbers: of the grid's axes, the second at most 65535.
+    """
+    grid = programs if isinstance(programs, tuple) else (programs,)
+    if 0 in grid:
         return
     compiling = _compiled.get()
     if compiling is None:
-        kernel[(programs,)](*arguments, **options)
+        kernel[grid](*arguments, **options)
     else:
-        found = kernel.warmup(*arguments, grid=(programs,), **options)
+        found = kernel.warmup(*arguments, grid=grid, **options)
         compiling[1].append(Compiled(kernel.__name__, options, found))
 
 

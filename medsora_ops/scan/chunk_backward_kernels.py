@@ -14,6 +14,9 @@ those without a detour through registers; scales go to results instead.
     of_B, of_C   (heads of a group * parts, sequences, tokens, ...) float32: each program's share, summed later
     of_dt        (parts, sequences, tokens, heads) float32
     kept         (programs, SEGMENT * (channels * state + 2 * tokens)) float32: states, steps, sums of decays
+
+Sequences cut into runs (CUT "starts", as in chunk_kernels.py) are cut at segments: `boundaries` holds the gradients of
+the states where runs meet, those of the last two first.
 """
 
 from __future__ import annotations
@@ -150,16 +153,28 @@ def chunk_back(
     return after, of_step, of_decay, of_skip
 
 
-@triton.jit(do_not_specialize=["length", "segments"])
+@triton.jit
+def end_of_run(boundaries, after, BLOCKS: tl.constexpr):
+    """The gradient of the state that the program's run ends with, given that of its sequence: [channels, state]"""
+    before_last = tl.num_programs(1) - 2 - tl.program_id(1)
+    if before_last >= 0:
+        within = tl.arange(0, BLOCKS[1])[:, None] * BLOCKS[2] + tl.arange(0, BLOCKS[2])[None, :]
+        number = tl.program_id(0).to(tl.int64) * (tl.num_programs(1) - 1) + before_last
+        after = tl.load(boundaries + number * (BLOCKS[1] * BLOCKS[2]) + within)
+    return after
+
+
+@triton.jit(do_not_specialize=["length", "segments", "run_segments"])
 def ssd_scan_bwd_kernel(
-    x, dt, B, C, grad_y, grad_x, A, D, dt_bias, initial, grad_final, grad_initial, states, kept,
-    of_B, of_C, of_dt, of_A, of_D, of_bias, length, segments,
-    SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, SOFTPLUS: tl.constexpr,
+    x, dt, B, C, grad_y, grad_x, A, D, dt_bias, initial, grad_final, grad_initial, states, boundaries, kept,
+    of_B, of_C, of_dt, of_A, of_D, of_bias, length, segments, run_segments,
+    SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr, SOFTPLUS: tl.constexpr,
     D_OF_CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Programs and tensors as in ssd_scan_fwd_kernel. grad_y: of y before its gate; grad_x may be the same memory.
 
-    of_A, of_bias, of_D: (batch, parts, heads) float32, but with D_OF_CHANNELS of_D is (batch, heads, head_dim).
+    of_A, of_bias, of_D: (batch, parts, runs, heads) float32, but with D_OF_CHANNELS of_D is (batch, runs, heads,
+    head_dim).
     states may be None if there is one segment.
     """
     BLOCK_T: tl.constexpr = BLOCKS[0]
@@ -172,6 +187,12 @@ def ssd_scan_bwd_kernel(
     batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     batches = tl.num_programs(0) // (PARTS * HEADS)
     program = tl.program_id(0).to(tl.int64)
+    worker = program
+    first_segment, behind = 0, segments
+    if CUT is not None:
+        worker = program * tl.num_programs(1) + tl.program_id(1)
+        first_segment = tl.program_id(1) * run_segments
+        behind = tl.minimum(first_segment + run_segments, segments)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)
@@ -187,7 +208,7 @@ def ssd_scan_bwd_kernel(
     of_state = (batch.to(tl.int64) * HEADS + head) * (SIZES[1] * STATE) + (channel[:, None] * STATE + n[None, :])
     there = wanted[:, None] & real[None, :]
     within = tl.arange(0, BLOCK_P)[:, None] * BLOCK_N + n[None, :]
-    kept += program * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
+    kept += worker * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
     share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * batches + batch
     to_b = (of_B + share * length * (SIZES[2] * STATE) + group * STATE, SIZES[2] * STATE)
     to_c = (of_C + share * length * (SIZES[2] * STATE) + group * STATE, SIZES[2] * STATE)
@@ -195,11 +216,13 @@ def ssd_scan_bwd_kernel(
     after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
     if grad_final is not None:
         after = tl.load(grad_final + of_state, mask=there, other=0.0).to(tl.float32)
+    if CUT is not None:
+        after = end_of_run(boundaries, after, BLOCKS)
     sum_rate = tl.zeros([BLOCK_T], tl.float32)
     sum_bias = tl.zeros([BLOCK_T], tl.float32)
     sum_skip = tl.zeros([BLOCK_P if D_OF_CHANNELS else BLOCK_T], tl.float32)
-    for back in tl.range(0, segments, disable_licm=True):
-        segment = segments - 1 - back
+    for back in tl.range(0, behind - first_segment, disable_licm=True):
+        segment = behind - 1 - back
         start = segment * (SEGMENT * BLOCK_T)
         chunks = tl.minimum(tl.cdiv(length - start, BLOCK_T), SEGMENT)
         state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
@@ -243,13 +266,19 @@ def ssd_scan_bwd_kernel(
             tl.store(of_dt + (first + tl.arange(0, BLOCK_T)).to(tl.int64) * HEADS, of_step, mask=inside)
         tl.debug_barrier()  # before the next segment writes the scratch anew
     if grad_initial is not None:
-        tl.store(grad_initial + of_state, after.to(grad_initial.dtype.element_ty), mask=there)
-    row = (batch.to(tl.int64) * PARTS + part) * HEADS + head
+        if first_segment == 0:
+            tl.store(grad_initial + of_state, after.to(grad_initial.dtype.element_ty), mask=there)
+    row = batch.to(tl.int64) * PARTS + part
+    skip_row = batch.to(tl.int64)
+    if CUT is not None:
+        row = row * tl.num_programs(1) + tl.program_id(1)
+        skip_row = skip_row * tl.num_programs(1) + tl.program_id(1)
+    row = row * HEADS + head
     tl.store(of_A + row, tl.sum(sum_rate, axis=0))
     if dt_bias is not None:
         tl.store(of_bias + row, tl.sum(sum_bias, axis=0))
     if D is not None:
         if D_OF_CHANNELS:
-            tl.store(of_D + (batch.to(tl.int64) * HEADS + head) * SIZES[1] + channel, sum_skip, mask=wanted)
+            tl.store(of_D + (skip_row * HEADS + head) * SIZES[1] + channel, sum_skip, mask=wanted)
         else:
             tl.store(of_D + row, tl.sum(sum_skip, axis=0))

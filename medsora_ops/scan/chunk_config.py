@@ -16,8 +16,9 @@ SUMMED = 128  # columns that one program sums
 class ChunkConfig:
     """How the work is cut. tokens: of a chunk; channels: of a head that one program takes at most.
 
-    segment: chunks from one kept state to the next, on the way back. Where work goes row by row, row_numbers are those
-    of a tile and row_programs the most shares of which gradients of parameters are the sums; conv_tokens and
+    segment: chunks from one kept state to the next, on the way back. splits: runs of whole segments that a sequence is
+    cut into, at most; 0 decides that from the sizes and the chip, 1 never cuts. Where work goes row by row, row_numbers
+    are those of a tile and row_programs the most shares of which gradients of parameters are the sums; conv_tokens and
     conv_channels are a tile's on the way back through the convolution.
     """
 
@@ -26,6 +27,7 @@ class ChunkConfig:
     num_warps: int = 8
     num_stages: int = 1
     segment: int = 8
+    splits: int = 0
     row_numbers: int = 4096
     row_warps: int = 4
     row_programs: int = 256

@@ -11,6 +11,17 @@ A head's channels are independent given the scores, so a wide head is cut among 
     SIZES    heads, head_dim, groups, state, taps (0 where there is no convolution)
     BLOCKS   tokens of a chunk, channels of a program, numbers of the state; powers of two, 16 at least
     states   (programs, segments, channels, state) float32, at the start of every SEGMENT-th chunk, for the way back
+
+Where that would be too few programs, each sequence is cut into runs of run_segments segments, each taken by a program,
+in two launches of the same kernel with one of run_kernels.py between them. The grid's second axis counts runs: numbers
+from a division would no longer be seen to be the same for all threads. CUT tells the launches apart:
+
+    None      whole sequences
+    "ends"    all runs but the last, each from zero: the state that it ends with, and its decay, nothing else
+    "starts"  all runs, each from the state that it begins with
+
+    boundaries   (programs of whole sequences, runs - 1, channels, state) float32, at the ends of all runs but the last
+    decays       (programs of whole sequences, runs - 1) float32
 """
 
 from __future__ import annotations
@@ -20,6 +31,16 @@ import triton.language as tl
 
 from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts
 from medsora_ops.triton_math import LOG2E, matmul, sigmoid, silu_slope, softplus
+
+
+@triton.jit
+def run_of_program(run_segments, length, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr, CUT: tl.constexpr):
+    """The first token of the program's run, seen to be a whole number of chunks, and the one behind the run."""
+    if CUT is None:
+        return 0, length
+    else:
+        begin = tl.program_id(1) * run_segments * (SEGMENT * BLOCKS[0])
+        return begin, tl.minimum(length, begin + run_segments * (SEGMENT * BLOCKS[0]))
 
 
 @triton.jit
@@ -117,22 +138,49 @@ def state_after(x, step, total, whole, b, state, OPERANDS: tl.constexpr):
 
 
 @triton.jit
+def state_addresses(states, number, BLOCKS: tl.constexpr):
+    """Of the number-th state of a tensor (..., channels, state): [state, channels]"""
+    n = tl.arange(0, BLOCKS[2])
+    channel = tl.arange(0, BLOCKS[1])
+    return states + number * (BLOCKS[1] * BLOCKS[2]) + channel[None, :] * BLOCKS[2] + n[:, None]
+
+
+@triton.jit
+def start_of_run(boundaries, state, BLOCKS: tl.constexpr, CUT: tl.constexpr):
+    """The state that the program begins with, given that of its sequence."""
+    run = tl.program_id(1)
+    if CUT == "ends":
+        state = tl.where(run == 0, state, 0.0)
+    if CUT == "starts":
+        if run > 0:
+            number = tl.program_id(0).to(tl.int64) * (tl.num_programs(1) - 1) + run - 1
+            state = tl.load(state_addresses(boundaries, number, BLOCKS))
+    return state
+
+
+@triton.jit
+def store_end(boundaries, decays, state, total, BLOCKS: tl.constexpr):
+    number = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    tl.store(state_addresses(boundaries, number, BLOCKS), state)
+    tl.store(decays + number, tl.exp2(total))
+
+
+@triton.jit
 def store_state(states, program, first, segments, state, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr):
     """Keep the state before token `first`, if a segment begins there, as going back reads it: [channels, state]."""
     if first % (SEGMENT * BLOCKS[0]) == 0:
-        n = tl.arange(0, BLOCKS[2])
-        channel = tl.arange(0, BLOCKS[1])
-        at = states + (program.to(tl.int64) * segments + first // (SEGMENT * BLOCKS[0])) * (BLOCKS[1] * BLOCKS[2])
-        tl.store(at + channel[None, :] * BLOCKS[2] + n[:, None], state)
+        number = program.to(tl.int64) * segments + first // (SEGMENT * BLOCKS[0])
+        tl.store(state_addresses(states, number, BLOCKS), state)
 
 
-@triton.jit(do_not_specialize=["length", "segments"])
+@triton.jit(do_not_specialize=["length", "segments", "run_segments"])
 def ssd_scan_fwd_kernel(
-    x, dt, B, C, z, y, grad_y, grad_z, grad_mixed, A, D, dt_bias, initial, final, states, length, segments,
-    SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, SOFTPLUS: tl.constexpr,
+    x, dt, B, C, z, y, grad_y, grad_z, grad_mixed, A, D, dt_bias, initial, final, states,
+    boundaries, decays, length, segments, run_segments,
+    SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """One program a sequence, head and part of its channels. Writes what is not None of y, the final states, the states
-    on the way, and, from grad_y, both gradients of the gate: of z, and of what it lets through (grad_mixed).
+    """One program a sequence or run, head and part of its channels. Writes what is not None of y, the final states, the
+    states on the way, and, from grad_y, both gradients of the gate: of z, and of what it lets through (grad_mixed).
 
     x, dt, B, C, z, y, grad_y, grad_z, grad_mixed: (pointer, batch stride, token stride, head or group stride)
     D: (pointer, head stride, channel stride). initial, final: (batch, heads, head_dim, state), contiguous.
@@ -141,6 +189,7 @@ def ssd_scan_fwd_kernel(
     BLOCK_T: tl.constexpr = BLOCKS[0]
     BLOCK_P: tl.constexpr = BLOCKS[1]
     BLOCK_N: tl.constexpr = BLOCKS[2]
+    begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
     batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     n = tl.arange(0, BLOCK_N)
     real = n < SIZES[3]
@@ -154,8 +203,10 @@ def ssd_scan_fwd_kernel(
         state = tl.load(at, mask=real[:, None] & wanted[None, :], other=0.0).to(tl.float32)
     else:
         state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
+    state = start_of_run(boundaries, state, BLOCKS, CUT)
+    run_total = 0.0  # log2 of the decay over the run
     # Unless told not to, the compiler computes all addresses in shared memory before the loop, and spills them.
-    for first in tl.range(0, length, BLOCK_T, disable_licm=True):
+    for first in tl.range(begin, end, BLOCK_T, disable_licm=True):
         inside = first + tl.arange(0, BLOCK_T) < length
         if states is not None:
             store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
@@ -182,9 +233,14 @@ def ssd_scan_fwd_kernel(
             if y is not None:
                 store_tile(sequence_of(y, batch, head), first, inside, channel, wanted, mixed)
         state = state_after(values, step, total, whole, b, state, OPERANDS)
+        if CUT == "ends":
+            run_total += whole
+    if CUT == "ends":
+        store_end(boundaries, decays, state, run_total, BLOCKS)
     if final is not None:
-        at = final + states_of + (channel[None, :] * SIZES[3] + n[:, None])
-        tl.store(at, state, mask=real[:, None] & wanted[None, :])
+        if end == length:
+            at = final + states_of + (channel[None, :] * SIZES[3] + n[:, None])
+            tl.store(at, state, mask=real[:, None] & wanted[None, :])
 
 
 @triton.jit
@@ -194,16 +250,17 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
     return (table, number // sequences, number % sequences * stride, place, place < length, length, reverse)
 
 
-@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments"])
+@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
 def path_scan_chunk_fwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
-    states, table, length, sequences, stride, segments,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+    states, boundaries, decays, table, length, sequences, stride, segments, run_segments,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """One program a sequence of a video, direction, head and part of its channels.
+    """One program a sequence of a video or run of it, direction, head and part of its channels.
 
     y: before its gate, (directions, videos, tokens, E) in grid order: both directions of a token meet there. Its
-    strides are not arguments, for the compiler must see that rows are aligned. positions: videos * tokens.
+    strides are not arguments, for the compiler must see that rows are aligned; None: not written. positions: videos *
+    tokens.
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     STATE: tl.constexpr = SIZES[3]
@@ -213,10 +270,12 @@ def path_scan_chunk_fwd_kernel(
     OPERANDS: tl.constexpr = rows.dtype.element_ty
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
+    begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     direction = sequence % DIRECTIONS
-    tokens = tl.cast(sequences * length, tl.int64)
-    out = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
+    if y is not None:
+        tokens = tl.cast(sequences * length, tl.int64)
+        out = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)
@@ -226,17 +285,25 @@ def path_scan_chunk_fwd_kernel(
     of_b = WIDTH + group * STATE + n
     of_c = of_b + SIZES[2] * STATE
     state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
-    for first in tl.range(0, length, BLOCK_T, disable_licm=True):
+    state = start_of_run(boundaries, state, BLOCKS, CUT)
+    run_total = 0.0
+    for first in tl.range(begin, end, BLOCK_T, disable_licm=True):
         walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
         if states is not None:
             store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
-        c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
+        if y is not None:
+            c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
         x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
-        mixed = chunk_output(x, step, total, b, c, state, OPERANDS) + skip * x
-        at, inside = row_starts(out, walk, 0)
-        at = at[:, None] + column[None, :]
-        tl.store(at, mixed.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+        if y is not None:
+            mixed = chunk_output(x, step, total, b, c, state, OPERANDS) + skip * x
+            at, inside = row_starts(out, walk, 0)
+            at = at[:, None] + column[None, :]
+            tl.store(at, mixed.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
         state = state_after(x, step, total, whole, b, state, OPERANDS)
+        if CUT == "ends":
+            run_total += whole
+    if CUT == "ends":
+        store_end(boundaries, decays, state, run_total, BLOCKS)

@@ -1,6 +1,8 @@
 """Launches of the kernels that walk chunk by chunk: `ssd_scan`, and `path_scan` along a path of long sequences.
 
-Launches a call: ssd_scan 1, back 2 or 3; path_scan 2, back 5. Scratch: see the host functions.
+Launches a call: ssd_scan 1, back 2 or 3; path_scan 2, back 5. Sequences that are too few and long enough are cut into
+runs (runs.py): 2 more launches, back 4 more, or half of these for two runs. Scratch: see the host functions; and for a
+cut a state for each program of whole sequences and each place where two runs meet.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from medsora_ops.scan.chunk_config import (
     sum_rows,
     whole_rows,
 )
+from medsora_ops.scan.runs import Runs
 
 
 def ssd_scan(
@@ -39,13 +42,14 @@ def ssd_scan(
     return_final_states: bool,
     config: ChunkConfig | None = None,
 ) -> list[Tensor]:
-    """Arguments and results as the definition's in reference.py. One launch, no scratch."""
+    """Arguments and results as the definition's in reference.py. One launch and no scratch without a cut."""
     config = config or fitting(FORWARD, x.dtype, B.shape[3])
     x, dt, B, C, z, initial_states = _sequences(x, dt, B, C, z, initial_states)
     y, final = x.new_empty(x.shape), None
     if return_final_states:
         final = x.new_empty(x.shape[0], *x.shape[2:], B.shape[3], dtype=torch.float32)
-    _ssd_forward(x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config, y=y, final=final)
+    runs = _ssd_runs(x, B, config)
+    _ssd_forward(x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config, runs, y=y, final=final)
     return [y] if final is None else [y, final]
 
 
@@ -53,8 +57,8 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept.
 
     Three launches, two if there is neither z nor a second segment. Scratch in float32, for a batch of b sequences of l
-    tokens: 2 b l heads state for the heads' shares of dB and dC; for each of the b heads programs, segment and
-    l / (tokens * segment) states.
+    tokens: 2 b l heads state for the heads' shares of dB and dC; for each of the b heads programs
+    l / (tokens * segment) states, and a segment of states for each of its runs.
     """
     x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, return_final_states = arguments
     config = config or fitting(BACKWARD, x.dtype, B.shape[3])
@@ -63,34 +67,51 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
     sizes, blocks = _ssd_cut(x, B, config)
     (batch, length, heads, head_dim), (groups, state) = x.shape, B.shape[2:]
     parts = ceil_div(head_dim, blocks[1])
-    segments, programs = config.segments(length), batch * heads * parts
+    segments, programs, runs = config.segments(length), batch * heads * parts, _ssd_runs(x, B, config)
+    workers = programs * runs.count
 
     def scratch(*shape):
         return x.new_empty(shape, dtype=torch.float32)
 
     states = scratch(programs, segments, *blocks[1:]) if segments > 1 else None
     shares = [scratch(heads // groups * parts, batch, length, groups, state) for _ in "BC"]
-    of_dt, of_A = scratch(parts, batch, length, heads), scratch(batch * parts, heads)
-    of_D = None if D is None else scratch(batch * parts, heads) if D.dim() == 1 else scratch(batch, heads, head_dim)
+    of_dt, of_A = scratch(parts, batch, length, heads), scratch(workers // heads, heads)
+    of_D = None if D is None else torch.empty_like(of_A)
+    if D is not None and D.dim() == 2:
+        of_D = scratch(batch * runs.count, heads, head_dim)
     of_bias = None if dt_bias is None else torch.empty_like(of_A)
     grad_x, grad_z, grad_initial = (None if t is None else t.new_empty(t.shape) for t in (x, z, initial_states))
     if grad_z is not None or states is not None:
         _ssd_forward(
-            *(x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config),
+            *(x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config, runs),
             **dict(grad_y=grad_y, grad_z=grad_z, grad_mixed=grad_x, states=states),
         )
     grad_mixed = grad_y if z is None else grad_x  # read before it is overwritten, by the same program
     with on_device(x):
+        if runs.cut:
+            launch(
+                _run_kernels().ssd_scan_run_bwd_kernel,
+                (programs, runs.count - 1),
+                *(*(_strided(t) for t in (dt, C, grad_mixed)), A.contiguous(), contiguous(dt_bias), grad_final),
+                *(runs.boundaries, runs.decays, length, runs.segments),
+                SIZES=sizes,
+                BLOCKS=blocks,
+                SEGMENT=config.segment,
+                SOFTPLUS=dt_softplus,
+                **config.options(),
+            )
+            runs.chain(config)
         launch(
             _backward_kernels().ssd_scan_bwd_kernel,
-            programs,
+            (programs, runs.count),
             *(_strided(t) for t in (x, dt, B, C, grad_mixed, grad_x)),
             *(A.contiguous(), _skip(D), contiguous(dt_bias), initial_states, grad_final, grad_initial),
-            *(states, scratch(programs, kept_numbers(config, blocks)), *shares, of_dt, of_A, of_D, of_bias),
-            *(length, segments),
+            *(states, runs.boundaries, scratch(workers, kept_numbers(config, blocks))),
+            *(*shares, of_dt, of_A, of_D, of_bias, length, segments, runs.segments),
             SIZES=sizes,
             BLOCKS=blocks,
             SEGMENT=config.segment,
+            CUT=runs.cut,
             SOFTPLUS=dt_softplus,
             D_OF_CHANNELS=D is not None and D.dim() == 2,
             **config.options(),
@@ -104,23 +125,32 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
 
 
 def _ssd_forward(
-    x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config,
+    x, dt, A, B, C, D, z, dt_bias, initial_states, dt_softplus, config, runs,
     y=None, final=None, grad_y=None, grad_z=None, grad_mixed=None, states=None,
 ):  # fmt: skip
     sizes, blocks = _ssd_cut(x, B, config)
-    with on_device(x):
+    programs = x.shape[0] * x.shape[2] * ceil_div(x.shape[3], blocks[1])
+
+    def over_runs(cut, count, decays, z, y, grad_y, grad_z, grad_mixed, final, states):
         launch(
             _forward_kernels().ssd_scan_fwd_kernel,
-            x.shape[0] * x.shape[2] * ceil_div(x.shape[3], blocks[1]),
+            (programs, count),
             *(_strided(t) for t in (x, dt, B, C, z, y, grad_y, grad_z, grad_mixed)),
             *(A.contiguous(), _skip(D), contiguous(dt_bias), initial_states, final, states),
-            *(x.shape[1], 1 if states is None else states.shape[1]),
+            *(runs.boundaries, decays, x.shape[1], 1 if states is None else states.shape[1], runs.segments),
             SIZES=sizes,
             BLOCKS=blocks,
             SEGMENT=config.segment,
+            CUT=cut,
             SOFTPLUS=dt_softplus,
             **config.options(),
         )
+
+    with on_device(x):
+        if runs.cut:
+            over_runs("ends", runs.count - 1, runs.decays, *[None] * 7)
+            runs.chain(config)
+        over_runs(runs.cut, runs.count, None, z, y, grad_y, grad_z, grad_mixed, final, states)
 
 
 def path_scan_chunked(
@@ -142,7 +172,8 @@ def path_scan_chunked(
 ) -> Tensor:
     """Arguments as the definition's in reference.py but for one path: its table of offsets and its stride.
 
-    Returns (B, T, E). Two launches. Scratch: what the scans give before their gate, (directions, B, T, E).
+    Returns (B, T, E). Two launches without a cut. Scratch: what the scans give before their gate, (directions, B, T,
+    E).
     """
     parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
@@ -150,7 +181,7 @@ def path_scan_chunked(
     config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
     out = mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width)
     with on_device(out):
-        y = mixer.scan(config)
+        y = mixer.scan(config, mixer.runs(config))
         tile, normed, _ = division = mixer.division(config)
         launch(
             _norm_kernels().path_scan_norm_fwd_kernel,
@@ -184,8 +215,9 @@ def path_scan_chunked_backward(
     """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
-    Five launches. Scratch, for each token and direction: y (E), and in float32 2 heads state for the heads' shares of
-    dB and dC; for each of the sequences * directions * heads programs, segment and length / (tokens * segment) states.
+    Five launches without a cut. Scratch, for each token and direction: y (E), and in float32 2 heads state for the
+    heads' shares of dB and dC; for each of the sequences * directions * heads programs length / (tokens * segment)
+    states, and a segment of states for each of its runs.
     """
     parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     mixer = _Mixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
@@ -193,14 +225,15 @@ def path_scan_chunked_backward(
     grad, rows, directions = whole_rows(grad), mixer.rows, mixer.directions
     (heads, head_dim, groups, state, taps), (videos, tokens, _) = mixer.sizes, rows.shape
     blocks, segments = config.blocks(head_dim, state), config.segments(mixer.length)
-    parts, programs = ceil_div(head_dim, blocks[1]), mixer.programs(blocks)
+    parts, programs, runs = ceil_div(head_dim, blocks[1]), mixer.programs(blocks), mixer.runs(config)
+    workers = programs * runs.count
     mixed, (tile, normed, _) = parameters[0].shape[0], mixer.division(config)
 
     def scratch(*shape):
         return rows.new_empty(shape, dtype=torch.float32)
 
     states = scratch(programs, segments, *blocks[1:]) if segments > 1 else None
-    per_program = [scratch(programs // heads, heads) for _ in ("A", "D", "dt_bias")]
+    per_program = [scratch(workers // heads, heads) for _ in ("A", "D", "dt_bias")]
     shares = scratch(heads // groups * parts, directions, videos, tokens, 2 * groups * state)
     of_dt = scratch(parts, directions, videos, tokens, heads)
     norm_workers = min(ceil_div(videos * tokens, tile), config.row_programs)
@@ -210,7 +243,7 @@ def path_scan_chunked_backward(
     of_conv_bias = None if conv_bias is None else scratch(conv_workers, mixed)
     place = (mixer.table, mixer.length, mixer.sequences, mixer.stride)
     with on_device(rows):
-        y = mixer.scan(config, states)
+        y = mixer.scan(config, runs, states)
         launch(
             _norm_kernels().path_scan_norm_bwd_kernel,
             norm_workers * (mixer.width // normed),
@@ -222,21 +255,30 @@ def path_scan_chunked_backward(
             ACCUMULATE=accumulate,
             **config.row_options(),
         )
+        if runs.cut:
+            launch(
+                _run_kernels().path_scan_run_bwd_kernel,
+                (programs, runs.count - 1),
+                *(rows, *rows.stride()[:2], *parameters[:4], y, videos * tokens, runs.boundaries, runs.decays),
+                *(*place, runs.segments),
+                DIRECTIONS=directions,
+                SIZES=mixer.sizes,
+                BLOCKS=blocks,
+                SEGMENT=config.segment,
+                **config.options(),
+            )
+            runs.chain(config)
         launch(
             _path_backward_kernels().path_scan_chunk_bwd_kernel,
-            programs,
-            *(rows, *rows.stride()[:2], *parameters[:5], y, videos * tokens, states),
-            *(
-                scratch(programs, kept_numbers(config, blocks)),
-                rows.new_empty(programs, _stashed(blocks)),
-                shares,
-                of_dt,
-            ),
-            *(*per_program, *place, segments),
+            (programs, runs.count),
+            *(rows, *rows.stride()[:2], *parameters[:5], y, videos * tokens, states, runs.boundaries),
+            *(scratch(workers, kept_numbers(config, blocks)), rows.new_empty(workers, _stashed(blocks))),
+            *(shares, of_dt, *per_program, *place, segments, runs.segments),
             DIRECTIONS=directions,
             SIZES=mixer.sizes,
             BLOCKS=blocks,
             SEGMENT=config.segment,
+            CUT=runs.cut,
             **config.options(),
         )
         launch(
@@ -306,30 +348,35 @@ class _Mixer:
         block = 1 << (self.norm_group_size - 1).bit_length()
         return max(1, config.row_numbers // block), self.norm_group_size, block
 
-    def scan(self, config: ChunkConfig, states: Tensor | None = None) -> Tensor:
+    def runs(self, config: ChunkConfig) -> Runs:
+        blocks = config.blocks(self.sizes[1], self.sizes[3])
+        return Runs.of(config, blocks, self.programs(blocks), self.length, self.rows)
+
+    def scan(self, config: ChunkConfig, runs: Runs, states: Tensor | None = None) -> Tensor:
         """What the scans give before their gate: (directions, B, T, E)."""
         kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
         y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
+        if runs.cut:
+            self._over_runs(config, runs, "ends", runs.count - 1, runs.decays, None, None)
+            runs.chain(config)
+        self._over_runs(config, runs, runs.cut, runs.count, None, y, states)
+        return y
+
+    def _over_runs(self, config: ChunkConfig, runs: Runs, cut: str | None, count: int, decays, y, states) -> None:
         blocks = config.blocks(self.sizes[1], self.sizes[3])
         launch(
             _forward_kernels().path_scan_chunk_fwd_kernel,
-            self.programs(blocks),
-            *(
-                self.rows,
-                *self.rows.stride()[:2],
-                *self.parameters[:5],
-                y,
-                self.rows.shape[0] * self.rows.shape[1],
-                states,
-            ),
-            *(self.table, self.length, self.sequences, self.stride, 1 if states is None else states.shape[1]),
+            (self.programs(blocks), count),
+            *(self.rows, *self.rows.stride()[:2], *self.parameters[:5], y, self.rows.shape[0] * self.rows.shape[1]),
+            *(states, runs.boundaries, decays, self.table, self.length, self.sequences, self.stride),
+            *(1 if states is None else states.shape[1], runs.segments),
             DIRECTIONS=self.directions,
             SIZES=self.sizes,
             BLOCKS=blocks,
             SEGMENT=config.segment,
+            CUT=cut,
             **config.options(),
         )
-        return y
 
 
 def _sequences(x, dt, B, C, z, initial_states):
@@ -340,6 +387,11 @@ def _sequences(x, dt, B, C, z, initial_states):
 def _ssd_cut(x: Tensor, B: Tensor, config):
     """SIZES and BLOCKS of the kernels."""
     return (*x.shape[2:], *B.shape[2:], 0), config.blocks(x.shape[3], B.shape[3])
+
+
+def _ssd_runs(x: Tensor, B: Tensor, config: ChunkConfig) -> Runs:
+    blocks = _ssd_cut(x, B, config)[1]
+    return Runs.of(config, blocks, x.shape[0] * x.shape[2] * ceil_div(x.shape[3], blocks[1]), x.shape[1], x)
 
 
 def _strided(x: Tensor | None):
@@ -366,6 +418,12 @@ def _backward_kernels():
     from medsora_ops.scan import chunk_backward_kernels
 
     return chunk_backward_kernels
+
+
+def _run_kernels():
+    from medsora_ops.scan import run_kernels
+
+    return run_kernels
 
 
 def _path_backward_kernels():

@@ -11,19 +11,27 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.scan.chunk_backward_kernels import chunk_back, keep_chunk, turned_state_after
-from medsora_ops.scan.chunk_kernels import activated, chunk_decay, place_of_program, walk_of, walk_steps
+from medsora_ops.scan.chunk_backward_kernels import chunk_back, end_of_run, keep_chunk, turned_state_after
+from medsora_ops.scan.chunk_kernels import (
+    activated,
+    chunk_decay,
+    place_of_program,
+    walk_of,
+    walk_steps,
+)
 from medsora_ops.scan.walk_kernels import convolved, row_starts, rows_before
 from medsora_ops.triton_math import sigmoid, silu_slope
 
 
-@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments"])
+@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
 def path_scan_chunk_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
-    states, kept, stash, of_BC, of_dt, of_A, of_D, of_bias, table, length, sequences, stride, segments,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+    states, boundaries, kept, stash, of_BC, of_dt, of_A, of_D, of_bias, table, length, sequences, stride, segments,
+    run_segments,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
-    """Programs as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts, heads) float32.
+    """Programs as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts, runs, heads)
+    float32. boundaries: as in ssd_scan_bwd_kernel.
 
     stash: (programs, tokens * (channels + 2 state)) in the rows' type. What a chunk's x, B and C are after convolution
     and SiLU lies there, so that each product finds it in memory; otherwise each would compute it again.
@@ -43,6 +51,12 @@ def path_scan_chunk_bwd_kernel(
     direction = sequence % DIRECTIONS
     tokens = tl.cast(sequences * length, tl.int64)
     program = tl.program_id(0).to(tl.int64)
+    worker = program
+    first_segment, behind = 0, segments
+    if CUT is not None:
+        worker = program * tl.num_programs(1) + tl.program_id(1)
+        first_segment = tl.program_id(1) * run_segments
+        behind = tl.minimum(first_segment + run_segments, segments)
     n = tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
     token = tl.arange(0, BLOCK_T)
@@ -53,8 +67,8 @@ def path_scan_chunk_bwd_kernel(
     of_x = head * SIZES[1] + channel
     of_b = WIDTH + group * SIZES[3] + n
     dt_column = 2 * WIDTH + 2 * STATES + head
-    kept += program * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
-    stash += program * (BLOCK_T * (BLOCK_P + 2 * BLOCK_N))
+    kept += worker * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
+    stash += worker * (BLOCK_T * (BLOCK_P + 2 * BLOCK_N))
     x_stash = stash + token * BLOCK_P
     b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
     c_stash = b_stash + BLOCK_T * BLOCK_N
@@ -65,11 +79,13 @@ def path_scan_chunk_bwd_kernel(
     of_steps = (of_dt + (part.to(tl.int64) * DIRECTIONS * positions + plane) * HEADS, tokens * HEADS, HEADS)
     within = p[:, None] * BLOCK_N + n[None, :]
     after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+    if CUT is not None:
+        after = end_of_run(boundaries, after, BLOCKS)
     sum_rate = tl.zeros([BLOCK_T], tl.float32)
     sum_bias = tl.zeros([BLOCK_T], tl.float32)
     sum_skip = tl.zeros([BLOCK_T], tl.float32)
-    for back in tl.range(0, segments, disable_licm=True):
-        segment = segments - 1 - back
+    for back in tl.range(0, behind - first_segment, disable_licm=True):
+        segment = behind - 1 - back
         start = segment * (SEGMENT * BLOCK_T)
         chunks = tl.minimum(tl.cdiv(length - start, BLOCK_T), SEGMENT)
         state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
@@ -111,7 +127,10 @@ def path_scan_chunk_bwd_kernel(
             at, _ = row_starts(of_steps, walk, 0)
             tl.store(at + head, of_step, mask=inside)
             tl.debug_barrier()  # before the next chunk, or segment, writes the scratch anew
-    row = (sequence.to(tl.int64) * PARTS + part) * HEADS + head
+    row = sequence.to(tl.int64) * PARTS + part
+    if CUT is not None:
+        row = row * tl.num_programs(1) + tl.program_id(1)
+    row = row * HEADS + head
     tl.store(of_A + row, tl.sum(sum_rate, axis=0))
     tl.store(of_D + row, tl.sum(sum_skip, axis=0))
     tl.store(of_bias + row, tl.sum(sum_bias, axis=0))

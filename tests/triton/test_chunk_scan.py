@@ -12,6 +12,7 @@ from scan_case import ALLOWED, Case, compare
 from medsora_ops.scan import reference
 from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig
 from medsora_ops.scan.chunk_launch import path_scan_chunked, path_scan_chunked_backward, ssd_scan, ssd_scan_backward
+from medsora_ops.scan.runs import segments_of_a_run
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 ONE_A_HEAD = ("A", "D", "dt_bias")
@@ -85,6 +86,27 @@ def check_ssd(arguments, grads, device, forward=FORWARD, backward=BACKWARD, twic
 @pytest.mark.parametrize("length", sorted({*sampled(range(1, 201), 4), *sampled(EDGES, 4)}))
 def test_ssd_every_length(device, length):
     check_ssd(*ssd_case(length, groups=2 if length % 2 else 1), device)
+
+
+def cut(config, splits, segment=1):
+    return replace(config, tokens=16, segment=segment, splits=splits)
+
+
+@pytest.mark.parametrize(("length", "splits"), [(33, 2), (50, 3), (70, 9)])
+def test_ssd_cut_into_runs(device, length, splits):
+    """Uneven runs; two, which need no chain; more than there are segments."""
+    arguments = ssd_case(length, groups=2, channel_D=splits == 3, without=("z",) if splits == 2 else ())
+    check_ssd(*arguments, device, cut(FORWARD, splits), cut(BACKWARD, splits, 1 + splits // 9), twice=splits == 2)
+
+
+def test_runs_fill_the_chip_and_no_more():
+    """One (video, direction, head, part) is a program; 132 multiprocessors; segments of 512 tokens."""
+    assert segments_of_a_run(32, 128, 132) == 32
+    assert segments_of_a_run(1, 128, 132) == 4  # not more than 32 runs
+    assert segments_of_a_run(132, 128, 132) == 128 and segments_of_a_run(264, 128, 132) == 128
+    assert segments_of_a_run(32, 1, 132) == 1 and segments_of_a_run(0, 9, 132) == 9 and segments_of_a_run(9, 0, 2) == 1
+    for programs, segments in itertools.product((1, 15, 70, 140, 200, 263), (2, 5, 64, 1000)):
+        assert 1 <= segments_of_a_run(programs, segments, 132) <= segments
 
 
 @pytest.mark.parametrize(("head_dim", "state"), sampled(itertools.product((5, 16, 24, 64, 96), (5, 16, 20, 128)), 4))
@@ -198,6 +220,16 @@ def run_paths(case, tensors, grads, forward, backward):
 def test_path_every_length(device, length, bidirectional):
     case = Case(kinds=("raster",), grid=(1, 1, length), bidirectional=bidirectional, seed=length)
     check_path(replace(case, heads=1 if bidirectional else 2), device)
+
+
+@pytest.mark.parametrize(
+    ("splits", "change"),
+    [(2, dict(bidirectional=False, batch=2, dtype=torch.float16)), (3, dict(groups=2))],
+    ids=str,
+)
+def test_path_cut_into_runs(device, splits, change):
+    case = replace(Case(kinds=("raster",), grid=(1, 1, 16 * splits - 7)), **change)
+    check_path(case, device, None, None, cut(FORWARD, splits), cut(BACKWARD, splits))
 
 
 @pytest.mark.parametrize(
