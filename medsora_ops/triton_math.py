@@ -52,7 +52,7 @@ def settled(x):
 
 @triton.jit
 def matmul(a, b, OPERANDS: tl.constexpr):
-    """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32 (NVIDIA: three tf32 products).
+    """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32, on NVIDIA by 3 x tf32.
 
     Never give it the transpose of another product: Triton 3.4 to 3.7.0 miscompiles that on Hopper.
     """
