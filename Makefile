@@ -46,14 +46,17 @@ test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases in
 GPU_PYTHON ?= python3
 # Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows.
 MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
-test-gpu:  ## test the Triton kernels on a GPU, a few of them again under compute-sanitizer if it is on the PATH
+test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanitizer if it is on the PATH
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	  || { echo "make test-gpu: $(GPU_PYTHON) has no torch that sees a GPU" >&2; exit 2; }
-	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton $(ARGS)
+	@if command -v nvcc >/dev/null && $(GPU_PYTHON) -c 'import pybind11, setuptools.modified' 2>/dev/null; \
+	then $(GPU_PYTHON) setup.py -q build_ext --inplace; \
+	else echo "no nvcc, pybind11 or setuptools: only the Triton kernels are tested, and CUDA C++ that was built before"; fi
+	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton tests/ops/test_cuda_reorder.py $(ARGS)
 	@if command -v compute-sanitizer >/dev/null; then \
 	  echo "again under compute-sanitizer: $(MEMCHECKED)"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
-	    $(GPU_PYTHON) -m pytest -q tests/triton -k "$(MEMCHECKED)"; \
+	    $(GPU_PYTHON) -m pytest -q tests/triton tests/ops/test_cuda_reorder.py -k "$(MEMCHECKED)"; \
 	else echo "compute-sanitizer is not on the PATH: no accesses checked"; fi
 
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
@@ -100,8 +103,9 @@ $(READY): $(SOURCES)
 	     || $(PIP) install -c $(VENV)/constraints.txt setuptools pybind11; } \
 	  && $(PIP) install --no-build-isolation -c $(VENV)/constraints.txt -e ".[test]" \
 	  || { echo "The set-up did not succeed; the lines above say why. Running make again goes on from here." >&2; exit 1; }
-	@$(RUN) -c 'from medsora_ops import native; why = native.unavailable(); \
-	  print("native operators:", f"{why} (make -B setup)" if why else "built")'
+	@$(RUN) -c 'from medsora_ops import native; why, cuda = native.unavailable(), native.build_info().get("cuda"); \
+	  print("native operators:", f"{why} (make -B setup)" if why else "built, " + (f"with CUDA {cuda}" if cuda else \
+	  "without CUDA (no nvcc, or MEDSORA_CUDA=0)"))'
 	@touch $@
 
 # Every access outside memory and every undefined operation ends the program; see csrc/sanitize. One warning is off, which

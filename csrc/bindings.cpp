@@ -1,7 +1,8 @@
 // The Python face of the native operators; the only file that knows pybind11.
 //
 // Tensors come in as raw addresses with sizes and byte strides, which medsora_ops/<operator>/native.py has checked.
-// What could still write outside a tensor, the offsets of a path, is checked here.
+// What could still write outside a tensor, the offsets of a path, is checked here, except on a GPU: reading them would
+// make the CPU wait. There MEDSORA_CUDA is defined, as the version of the toolkit, where there was one to build with.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -20,9 +21,13 @@
 #include "cpu/measure.h"
 #include "cpu/path_scan.h"
 #include "cpu/reorder.h"
+#include "cpu/reorder_in_blocks.h"
 #include "cpu/spectral.h"
 #include "cpu/ssd_scan.h"
 #include "cpu/threads.h"
+#ifdef MEDSORA_CUDA
+#include "cuda/reorder.h"
+#endif
 
 namespace py = pybind11;
 
@@ -72,6 +77,51 @@ void merge(Address y, Address x, Address offsets, std::int64_t sequences, std::i
     medsora::merge(reinterpret_cast<const char*>(y), {y_strides[0], y_strides[1], y_strides[2], y_strides[3]},
                    reinterpret_cast<char*>(x), path, videos, channels, element, isa, threads);
 }
+
+int gather_in_blocks(Address x, Address y, Address offsets, std::int64_t sequences, std::int64_t length,
+                     std::int64_t stride, std::int64_t videos, std::int64_t row_bytes, const Strides2& x_strides) {
+    const medsora::Path path = checked_path(offsets, sequences, length, stride);
+    return medsora::gather_in_blocks_on_cpu(reinterpret_cast<const char*>(x), {x_strides[0], x_strides[1]},
+                                            reinterpret_cast<char*>(y), path, videos, row_bytes);
+}
+
+int merge_in_blocks(Address y, Address x, Address offsets, std::int64_t sequences, std::int64_t length,
+                    std::int64_t stride, std::int64_t videos, std::int64_t channels, const Strides4& y_strides,
+                    std::string_view dtype) {
+    const medsora::Path path = checked_path(offsets, sequences, length, stride);
+    return medsora::merge_in_blocks_on_cpu(reinterpret_cast<const char*>(y),
+                                           {y_strides[0], y_strides[1], y_strides[2], y_strides[3]},
+                                           reinterpret_cast<char*>(x), path, videos, channels, element_named(dtype));
+}
+
+#ifdef MEDSORA_CUDA
+
+using StreamTuple = std::tuple<int, Address>;  // the number of a device, a stream of it
+
+medsora::cuda::Stream stream_at(const StreamTuple& stream) {
+    return {std::get<0>(stream), reinterpret_cast<void*>(std::get<1>(stream))};
+}
+
+void cuda_gather(Address x, Address y, Address offsets, std::int64_t sequences, std::int64_t length,
+                 std::int64_t stride, std::int64_t videos, std::int64_t row_bytes, const Strides2& x_strides,
+                 const StreamTuple& stream) {
+    const medsora::Path path{reinterpret_cast<const std::int32_t*>(offsets), sequences, length, stride};
+    py::gil_scoped_release release;
+    medsora::cuda::gather(reinterpret_cast<const char*>(x), {x_strides[0], x_strides[1]}, reinterpret_cast<char*>(y),
+                          path, videos, row_bytes, stream_at(stream));
+}
+
+void cuda_merge(Address y, Address x, Address offsets, std::int64_t sequences, std::int64_t length,
+                std::int64_t stride, std::int64_t videos, std::int64_t channels, const Strides4& y_strides,
+                std::string_view dtype, const StreamTuple& stream) {
+    const medsora::Path path{reinterpret_cast<const std::int32_t*>(offsets), sequences, length, stride};
+    const medsora::Element element = element_named(dtype);
+    py::gil_scoped_release release;
+    medsora::cuda::merge(reinterpret_cast<const char*>(y), {y_strides[0], y_strides[1], y_strides[2], y_strides[3]},
+                         reinterpret_cast<char*>(x), path, videos, channels, element, stream_at(stream));
+}
+
+#endif
 
 template <double (*measured)(double, medsora::Isa, int)>
 double limit(double seconds, int threads) {
@@ -265,7 +315,13 @@ py::dict build_info() {
     info["openmp"] = medsora::openmp_version();
     info["isa_compiled"] = names_of(medsora::compiled_isas());
     info["isa_supported"] = names_of(medsora::supported_isas());
-    info["cuda"] = false;
+#ifdef MEDSORA_CUDA
+    info["cuda"] = MEDSORA_CUDA;
+    info["cuda_architectures"] = std::vector<int>{MEDSORA_CUDA_ARCHITECTURES};
+#else
+    info["cuda"] = py::none();
+    info["cuda_architectures"] = std::vector<int>{};
+#endif
     return info;
 }
 
@@ -296,6 +352,24 @@ PYBIND11_MODULE(_C, module) {
     module.def("merge", &merge, py::arg("y"), py::arg("x"), py::arg("offsets"), py::kw_only(), py::arg("sequences"),
                py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("channels"), py::arg("y_strides"),
                py::arg("dtype"), py::arg("threads"), "Both directions of y added into x; see csrc/cpu/reorder.h.");
+
+    module.def("gather_in_blocks", &gather_in_blocks, py::arg("x"), py::arg("y"), py::arg("offsets"), py::kw_only(),
+               py::arg("sequences"), py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("row_bytes"),
+               py::arg("x_strides"), "For tests: gather as a GPU does it; see csrc/cpu/reorder_in_blocks.h.");
+    module.def("merge_in_blocks", &merge_in_blocks, py::arg("y"), py::arg("x"), py::arg("offsets"), py::kw_only(),
+               py::arg("sequences"), py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("channels"),
+               py::arg("y_strides"), py::arg("dtype"),
+               "For tests: merge as a GPU does it; see csrc/cpu/reorder_in_blocks.h.");
+#ifdef MEDSORA_CUDA
+    module.def("cuda_unusable", &medsora::cuda::unusable,
+               "Empty if the CUDA runtime in this extension can use the driver that is here, else why not.");
+    module.def("cuda_gather", &cuda_gather, py::arg("x"), py::arg("y"), py::arg("offsets"), py::kw_only(),
+               py::arg("sequences"), py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("row_bytes"),
+               py::arg("x_strides"), py::arg("stream"), "gather on a GPU; see csrc/cuda/reorder.h.");
+    module.def("cuda_merge", &cuda_merge, py::arg("y"), py::arg("x"), py::arg("offsets"), py::kw_only(),
+               py::arg("sequences"), py::arg("length"), py::arg("stride"), py::arg("videos"), py::arg("channels"),
+               py::arg("y_strides"), py::arg("dtype"), py::arg("stream"), "merge on a GPU; see csrc/cuda/reorder.h.");
+#endif
 
     module.def("spectral_filter", &spectral_filter, py::arg("x"), py::arg("weight"), py::arg("y"), py::kw_only(),
                py::arg("channels"), py::arg("sides"), py::arg("dtype"), py::arg("threads"),

@@ -65,11 +65,12 @@ def summary(facts: dict[str, object]) -> str:
     extension = facts["extension"]
     if extension is None:
         return "\n".join([*lines, f"native extension: absent, {facts['extension_missing']}"])
+    cuda = f"with CUDA {extension['cuda']}" if extension["cuda"] else "without CUDA"
     openmp = f"OpenMP {extension['openmp']}" if extension["openmp"] else "no OpenMP, one thread"
     return "\n".join(
         [
             *lines,
-            f"native extension: {extension['compiler']}, {openmp}, {'with' if extension['cuda'] else 'without'} CUDA",
+            f"native extension: {extension['compiler']}, {openmp}, {cuda}",
             f"threads: {extension['threads_seen']} of {extension['threads']} asked for",
             f"instruction set: {extension['isa']} of {', '.join(extension['isa_supported'])} (MEDSORA_ISA chooses)",
         ]

@@ -75,7 +75,8 @@ def build_info() -> dict[str, object]:
     """What the extension was built with and what it uses here; empty where there is none.
 
     Keys: version, compiler, cpp_standard, openmp (date of the specification, 0 without), isa_compiled, isa_supported,
-    cuda (bool), isa (in use now), threads (asked for now), threads_seen (given by the runtime).
+    cuda (version of the toolkit or None), cuda_architectures (90 for sm_90), isa (in use now), threads (asked for now),
+    threads_seen (given by the runtime).
     Raises ValueError if MEDSORA_ISA names an instruction set that is not there.
     """
     if unavailable() is not None:

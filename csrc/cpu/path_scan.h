@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/element.h"
 #include "../common/path.h"
-#include "element.h"
 #include "isa.h"
 
 namespace medsora {

@@ -6,10 +6,6 @@
 namespace medsora {
 namespace {
 
-std::int64_t size_of(Element element) {
-    return element == Element::float64 ? 8 : element == Element::float32 ? 4 : 2;
-}
-
 // Whether a call that reads and writes so many bytes leaves the caches behind. What the system tells of their sizes is
 // of no use: some processors share a cache among few cores and report the sum of all. Measured on 32 MiB: where other
 // data came between two calls, streaming takes two thirds of the time from 3 MiB on, and a quarter less with a reader of

@@ -3,19 +3,12 @@
 
 #include <cstdint>
 
+#include "../common/element.h"
 #include "../common/path.h"
-#include "element.h"
+#include "../common/reorder_strides.h"
 #include "isa.h"
 
 namespace medsora {
-
-// Distances in bytes between neighbours of each axis; channels of one token are contiguous.
-struct GridStrides {
-    std::int64_t video, token;
-};
-struct ScanStrides {
-    std::int64_t video, direction, sequence, step;
-};
 
 // x (videos, tokens, channels) -> y (videos, 2, sequences, length, channels), y contiguous: the forward walk and the
 // same walk from its end. Copies bytes, so every element type is served.

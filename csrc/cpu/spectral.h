@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "element.h"
+#include "../common/element.h"
 #include "isa.h"
 #include "spectral_plan.h"
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "element.h"
+#include "../common/element.h"
 #include "isa.h"
 
 namespace medsora {

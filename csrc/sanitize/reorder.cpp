@@ -1,6 +1,7 @@
-// gather and merge, through the caches and past them, against one copy or sum at a time.
+// gather and merge, through the caches, past them and as a GPU's threads do them, against one copy or sum at a time.
 #include "../cpu/reorder.h"
 
+#include "../cpu/reorder_in_blocks.h"
 #include "../cpu/reorder_steps.h"
 #include "check.h"
 
@@ -18,7 +19,8 @@ constexpr std::int64_t channel_counts[] = {1, 2, 3, 5, 8, 16, 33, 64, 130, 257, 
 constexpr std::int64_t longest_row = 2700;  // once: longer than what is staged
 
 // Both kinds of stores on any size: the choice between them lies in the public functions, which come first.
-constexpr int publicly = -1, cached = 0, past_cache = 1;
+constexpr int publicly = -1, cached = 0, past_cache = 1, in_blocks = 2;
+constexpr int ways[] = {publicly, cached, past_cache, in_blocks};
 
 template <typename T>
 void check_gather(const Setting& setting, const Walk& walk, std::int64_t tokens, std::int64_t channels, int stores,
@@ -32,6 +34,8 @@ void check_gather(const Setting& setting, const Walk& walk, std::int64_t tokens,
                               static_cast<std::int64_t>(pitch * sizeof(T))};
     if (stores == publicly) {
         gather(x.bytes(), strides, y.bytes(), path, videos, row_bytes, setting.isa, setting.threads);
+    } else if (stores == in_blocks) {
+        gather_in_blocks_on_cpu(x.bytes(), strides, y.bytes(), path, videos, row_bytes);
     } else {
         const GatherJob job{x.bytes(), strides, y.bytes(), path, row_bytes};
         const std::int64_t steps = videos * tokens, cut = steps / 3;
@@ -74,6 +78,8 @@ void check_merge(const Setting& setting, const Walk& walk, std::int64_t tokens, 
     const ScanStrides strides{video * size, direction * size, sequence * size, step * size};
     if (stores == publicly) {
         merge(y.bytes(), strides, x.bytes(), path, videos, channels, element, setting.isa, setting.threads);
+    } else if (stores == in_blocks) {
+        merge_in_blocks_on_cpu(y.bytes(), strides, x.bytes(), path, videos, channels, element);
     } else {
         const MergeJob job{y.bytes(), strides, x.bytes(), path, channels};
         const std::int64_t steps = videos * tokens, cut = steps / 3;
@@ -101,14 +107,14 @@ void for_each_case(const Check& check) {
         for (const char* kind = walk_kinds; *kind; ++kind) {
             const Walk walk(*kind, grid.frames, grid.height, grid.width, numbers);
             for (std::int64_t channels : channel_counts) {
-                for (int stores : {publicly, cached, past_cache}) {
+                for (int stores : ways) {
                     for (std::int64_t shift : {0, 1}) check(walk, grid.tokens(), channels, stores, shift, numbers);
                 }
             }
         }
     }
     const Walk walk('f', 2, 3, 4, numbers);
-    for (int stores : {publicly, cached, past_cache}) check(walk, 24, longest_row, stores, 0, numbers);
+    for (int stores : ways) check(walk, 24, longest_row, stores, 0, numbers);
 }
 
 void gather_all(const Setting& setting) {

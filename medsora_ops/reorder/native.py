@@ -7,7 +7,7 @@ import torch
 from medsora_ops import native
 from medsora_ops.backends import register
 
-_DTYPES = {
+DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
     torch.bfloat16: "bfloat16",
@@ -22,7 +22,7 @@ def gather(x: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
     """
     videos, tokens, channels = x.shape
     length, sequences = _walk(offsets, tokens)
-    x = _with_whole_rows(x)
+    x = with_whole_rows(x)
     size, (video, token, _) = x.element_size(), x.stride()
     y = native.new_empty(x, videos, 2, sequences, length, channels)
     native.extension().gather(
@@ -48,7 +48,7 @@ def merge(y: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
     """
     videos, _, sequences, length, channels = y.shape
     _walk(offsets, sequences * length)
-    y = _with_whole_rows(y)
+    y = with_whole_rows(y)
     size, (video, direction, sequence, step, _) = y.element_size(), y.stride()
     x = native.new_empty(y, videos, sequences * length, channels)
     native.extension().merge(
@@ -61,7 +61,7 @@ def merge(y: torch.Tensor, offsets: torch.Tensor, stride: int) -> torch.Tensor:
         videos=videos,
         channels=channels,
         y_strides=(video * size, direction * size, sequence * size, step * size),
-        dtype=_DTYPES[y.dtype],
+        dtype=DTYPES[y.dtype],
         threads=native.threads(),
     )
     return x
@@ -80,13 +80,13 @@ def _walk(offsets: torch.Tensor, tokens: int) -> tuple[int, int]:
     return length, tokens // length
 
 
-def _with_whole_rows(x: torch.Tensor) -> torch.Tensor:
+def with_whole_rows(x: torch.Tensor) -> torch.Tensor:
     """Any strides are read in place, except over channels: an expanded gradient (stride 0 there) is copied."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _supports(x: torch.Tensor, *_) -> str | None:
-    return None if x.dtype in _DTYPES else f"serves float32, float64, bfloat16 and float16, not {x.dtype}"
+    return None if x.dtype in DTYPES else f"serves float32, float64, bfloat16 and float16, not {x.dtype}"
 
 
 for _operator, _forward in (("gather", gather), ("merge", merge)):

@@ -1,6 +1,7 @@
 """The extension as a whole: its build facts, its thread pool, and what the library says when it is not there."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -32,7 +33,17 @@ def test_build_facts():
     assert info["cpp_standard"] >= 201703
     assert info["isa_compiled"][0] == "baseline"
     assert set(info["isa_supported"]) <= set(info["isa_compiled"])
-    assert info["cuda"] is False
+    assert (info["cuda"] is None) == (info["cuda_architectures"] == [])
+
+
+@needs_extension
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="there is no readelf here")
+def test_what_cuda_needs_is_within_and_hidden():
+    """No library of CUDA's is looked for, so that it loads without a driver, and none that torch brings is replaced."""
+    path = native.extension().__file__
+    assert not [line for line in _linked_libraries(path) if "cuda" in line]
+    listed = subprocess.run(["readelf", "--dyn-syms", "-W", path], capture_output=True, text=True, check=True)
+    assert "PyInit__C" in listed.stdout and "cuda" not in listed.stdout
 
 
 @needs_extension

@@ -80,7 +80,7 @@ def test_sdist_holds_what_a_build_needs(archives):
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.py", "pyproject.toml", "LICENSE", "csrc/bindings.cpp", "csrc/common/path.h", "Makefile"} <= names
     assert {"medsora_ops/ADDING.md", "benchmarks/test_operators.py"} <= names
-    assert {"csrc/cpu/reorder_steps.inc", "medsora_ops/py.typed", "tests/conftest.py"} <= names
+    assert {"csrc/cpu/reorder_steps.inc", "csrc/cuda/reorder.cu", "medsora_ops/py.typed", "tests/conftest.py"} <= names
     assert not any(name.endswith((".so", ".pyc", ".o")) for name in names)
 
 

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COMPILER = shutil.which("g++")
 FLAGS = ["-std=c++17", "-O1", "-fopenmp", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-SOURCES = ["cpu/isa.cpp", "cpu/threads.cpp", "cpu/reorder.cpp", "cpu/reorder_steps_baseline.cpp", "sanitize/main.cpp"]
+REORDER = ["cpu/reorder.cpp", "cpu/reorder_steps_baseline.cpp", "cpu/reorder_in_blocks.cpp"]
+SOURCES = ["cpu/isa.cpp", "cpu/threads.cpp", *REORDER, "sanitize/main.cpp"]
 
 
 def compiled(sources, folder, name):
