@@ -72,11 +72,12 @@ def test_killed_run_goes_on(tmp_path):
     """SIGKILL in the middle; the same command again keeps what was done and finishes the rest."""
     run = [sys.executable, "-m", "medsora.prepare", "builtin:phantom:24", "--output", str(tmp_path), "--quiet"]
     process = subprocess.Popen([*run, "--size", "64"])
-    while process.poll() is None and len(list(tmp_path.glob("frames/*.safetensors"))) < 3:
+    finished = "frames/[!.]*.safetensors"  # not the one that is being written
+    while process.poll() is None and len(list(tmp_path.glob(finished))) < 3:
         time.sleep(0.02)
     process.kill()
     process.wait()
-    made = {path: path.read_bytes() for path in tmp_path.glob("frames/*.safetensors")}
+    made = {path: path.read_bytes() for path in tmp_path.glob(finished)}
     assert 3 <= len(made) < 24
     with pytest.raises(UserError, match="was interrupted"):
         Manifest.read(tmp_path)
