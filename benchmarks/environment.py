@@ -34,7 +34,11 @@ def environment() -> dict[str, object]:
         "medsora": __version__,
         "compiler": built.get("compiler", native.unavailable()),
         "isa": built.get("isa", torch.backends.cpu.get_cpu_capability().lower()),
-        "variables": {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)},
+        "variables": {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith(VARIABLES) and not name.endswith("_DIR")  # a folder tells nothing of speed
+        },
     }
 
 
