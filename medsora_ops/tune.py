@@ -28,18 +28,20 @@ from medsora_ops.paths import ScanPath
 HEADS = 16
 
 
-def candidates(kernel: str, length: int) -> Iterator[object]:
+def candidates(kernel: str, length: int, dtype: torch.dtype, state: int) -> Iterator[object]:
     """The configurations worth a try, the default first."""
-    from medsora_ops.scan import chunk_launch, tile_launch
+    from medsora_ops.scan import chunk_config, tile_launch
 
-    rooms = tile_launch if "tile" in kernel else chunk_launch
+    rooms = tile_launch if "tile" in kernel else chunk_config
     default = rooms.FORWARD if kernel.endswith("fwd") else rooms.BACKWARD
+    if "tile" not in kernel:
+        default = chunk_config.fitting(default, dtype, state)
     yield default
     if "tile" in kernel:
         tokens = [size for size in (16, 32, 64) if size >= length]
         choices = dict(tokens=tokens, state=(32, 64), channels=(16, 32), programs=(1, 2, 4), num_warps=(4, 8, 16))
     else:
-        choices = dict(tokens=(32, 64, 128), channels=(32, 64), num_warps=(4, 8), num_stages=(1, 2))
+        choices = dict(tokens=(16, 32, 64, 128), channels=(32, 64), num_warps=(4, 8), num_stages=(1, 2))
     if kernel.endswith("fwd"):
         choices.pop("channels", None)
     for values in itertools.product(*choices.values()):
@@ -172,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = f", about {(time.monotonic() - start) / done * (len(cases) - done):.0f} s left" if done else ""
         print(f"[{done + 1}/{len(cases)}{left}] {kernel}, length {length}, head_dim {head_dim}, state {state}, {dtype}")
         run = work(kernel, length, head_dim, state, getattr(torch, dtype), device, options.tokens)
-        tried = list(itertools.islice(candidates(kernel, length), options.most))
+        tried = list(itertools.islice(candidates(kernel, length, getattr(torch, dtype), state), options.most))
         with launch.on_device(torch.empty(0, device=device)):
             winner, medians = best(run, tried, device, options.rounds)
         case = configs.Case(kernel, launch.architecture(device), configs.bucket(length), head_dim, state, dtype)

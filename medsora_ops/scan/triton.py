@@ -14,7 +14,7 @@ from medsora_ops import launch
 from medsora_ops.backends import register
 from medsora_ops.configs import choose
 from medsora_ops.scan import chunk_launch, tile_launch
-from medsora_ops.scan.chunk_launch import ChunkConfig
+from medsora_ops.scan.chunk_config import ChunkConfig, fitting
 from medsora_ops.scan.tile_launch import LONGEST_TILE, Mixer, TileConfig
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -76,7 +76,8 @@ def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer
 
 def _long_config(kernel: str, default: ChunkConfig, rows: Tensor, table: Tensor, parameters, settings) -> ChunkConfig:
     head_dim, groups, *_ = settings
-    return choose(kernel, default, rows, table.shape[0], head_dim, _state(parameters[0], parameters[5], groups))
+    state = _state(parameters[0], parameters[5], groups)
+    return choose(kernel, fitting(default, rows.dtype, state), rows, table.shape[0], head_dim, state)
 
 
 def _state(conv_weight: Tensor, norm_weight: Tensor, groups: int) -> int:
@@ -85,13 +86,15 @@ def _state(conv_weight: Tensor, norm_weight: Tensor, groups: int) -> int:
 
 def ssd_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py."""
-    config = choose("ssd_scan_fwd", chunk_launch.FORWARD, x, x.shape[1], x.shape[3], B.shape[3])
+    default = fitting(chunk_launch.FORWARD, x.dtype, B.shape[3])
+    config = choose("ssd_scan_fwd", default, x, x.shape[1], x.shape[3], B.shape[3])
     return chunk_launch.ssd_scan(x, dt, A, B, *others, config=config)
 
 
 def ssd_scan_backward(grads: Sequence[Tensor], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others) -> list[Tensor]:
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
-    config = choose("ssd_scan_bwd", chunk_launch.BACKWARD, x, x.shape[1], x.shape[3], B.shape[3])
+    default = fitting(chunk_launch.BACKWARD, x.dtype, B.shape[3])
+    config = choose("ssd_scan_bwd", default, x, x.shape[1], x.shape[3], B.shape[3])
     return chunk_launch.ssd_scan_backward(grads, x, dt, A, B, *others, config=config)
 
 

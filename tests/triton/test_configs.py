@@ -7,9 +7,10 @@ import pytest
 import torch
 from scan_case import Case, check
 
-from medsora_ops import configs
+from medsora_ops import configs, path_scan, ssd_scan, use_backend
 from medsora_ops.launch import architecture
-from medsora_ops.scan import tile_launch
+from medsora_ops.scan import chunk_launch, tile_launch
+from medsora_ops.scan.chunk_config import FORWARD, fitting
 from medsora_ops.scan.tile_launch import TileConfig
 
 
@@ -55,3 +56,22 @@ def test_the_shipped_table_is_sound():
         assert entry["measured"].keys() >= {"chip", "date", "torch", "triton"}
         assert not case.kernel.startswith("path_scan_tile") or entry["values"].keys() <= fields
     assert json.loads(configs._SHIPPED.read_text())["format"] == configs.FORMAT
+
+
+@pytest.mark.parametrize("dtype, state", [(torch.float32, 16), (torch.float16, 160)])
+def test_large_tiles_are_cut_smaller_for_long_sequences(device, dtype, state, monkeypatch):
+    """By default, where a chunk of full size would not fit the shared memory of every chip."""
+    taken = []
+    for name in ("ssd_scan", "path_scan_chunked"):
+        run = getattr(chunk_launch, name)
+        monkeypatch.setattr(
+            chunk_launch, name, lambda *a, run=run, config: taken.append(config) or run(*a, config=config)
+        )
+    case = Case(kinds=("raster",), grid=(1, 1, 65), heads=1, state=state, dtype=dtype)
+    tensors, _ = case.tensors(device)
+    x, steps, groups = torch.ones(1, 3, 1, 16), torch.ones(1, 3, 1), torch.ones(1, 3, 1, state)
+    x, steps, groups = (t.to(device, dtype) for t in (x, steps, groups))
+    with use_backend("triton"), torch.no_grad():
+        path_scan(*tensors, case.paths, **case.settings)
+        ssd_scan(x, steps, -steps[0, 0], groups, groups)
+    assert taken == [fitting(FORWARD, dtype, state)] * 2 and taken[0] != FORWARD

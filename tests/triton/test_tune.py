@@ -47,7 +47,7 @@ def test_a_configuration_that_is_wrong_or_fails_never_wins(device, capsys):
 def test_candidates_hold_the_sequence():
     for length in (4, 40, 64):
         for way in ("fwd", "bwd"):
-            tried = list(tune.candidates(f"path_scan_tile_{way}", length))
+            tried = list(tune.candidates(f"path_scan_tile_{way}", length, torch.bfloat16, 128))
             assert len(tried) == len(set(tried)) > 10 and all(c.tokens >= length for c in tried)
 
 
