@@ -1,7 +1,11 @@
 """Which errors are the user's to mend, and how a command shows them."""
 
+import os
 import sys
+import time
 from collections.abc import Callable
+
+HEAD_START = 2.0  # seconds; the launcher ends the others well within them
 
 
 class UserError(ValueError):
@@ -11,10 +15,15 @@ class UserError(ValueError):
 def run_command(main: Callable[[], int | None]) -> int:
     """Runs a command's body; a `UserError` becomes one line on stderr and exit code 2, without a traceback.
 
-    Any other exception is a defect of the program and keeps its traceback.
+    Any other exception is a defect of the program and keeps its traceback. Of several processes that torchrun started
+    the first speaks; another, which mostly fails for the same reason, only where the first has not ended them all.
     """
     try:
         return main() or 0
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        process = int(os.environ.get("RANK", 0))
+        if process:
+            time.sleep(HEAD_START)
+        where = f"error (process {process}): " if process else "error: "
+        print(where + " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -28,6 +28,7 @@ examples:
   python -m medsora.prepare my_videos/ --output data/mine
   python -m medsora.prepare list.csv --output data/mine --size 128 --num_frames 16 --interval 3
   python -m medsora.prepare my_videos/ --output data/mine --vae runs/mine/vae
+  torchrun --nproc-per-node=8 -m medsora.prepare my_videos/ --output data/mine --vae runs/mine/vae --device cuda
 
 The manifest holds a salted hash of each patient's name and no other tag; the salt lies beside it in patient-salt.txt
 and should not leave with the data. Sources are listed by relative path: rename files whose names identify somebody.
@@ -44,15 +45,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare(options) -> int:
+    from medsora.processes import joined_processes
+
+    with joined_processes() as processes:
+        return _prepare_share(options, processes)
+
+
+def _prepare_share(options, processes) -> int:
+    """What this of several processes does: the first one all but the encoding, of which each does its share."""
     settings = PrepareSettings(**{name: options[name] for name in PrepareSettings.__dataclass_fields__})
     from medsora.data import prepare_frames
 
     # both are checked before the long work starts
     alignment, vae = (_alignment(options), load_vae(options.vae)) if options.vae else (None, None)
-    manifest = prepare_frames(options.source, options.output, settings, progress=not options.quiet)
-    _print_summary(manifest, Path(options.output))
+    if processes.is_first:
+        manifest = prepare_frames(options.source, options.output, settings, progress=not options.quiet)
+        _print_summary(manifest, Path(options.output))
+    processes.wait()
     if vae is not None:
-        _encode(options, settings, alignment, vae)
+        _encode(options, settings, alignment, vae, processes)
     return 0
 
 
@@ -101,13 +112,18 @@ def _alignment(options):
         raise UserError(f"alignment.{error}") from error
 
 
-def _encode(options, settings: PrepareSettings, alignment, vae) -> None:
+def _encode(options, settings: PrepareSettings, alignment, vae, processes) -> None:
     from medsora.data import prepare_latents
     from medsora.data.latents import read_latents_index
+    from medsora.processes import local_device
 
+    shown = processes.is_first and not options.quiet
     prepare_latents(
-        options.output, vae, settings, alignment, options.device, not options.quiet, patch_size=options.patch_size
-    )
+        options.output, vae, settings, alignment, local_device(options.device), shown,
+        patch_size=options.patch_size, processes=processes,
+    )  # fmt: skip
+    if not processes.is_first:
+        return
     index = read_latents_index(Path(options.output))
     windows = sum(len(record["starts"]) * (1 + record["flips"]) for record in index["clips"].values())
     images = sum(len(record["images"]) for record in index["clips"].values())

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from medsora.data.manifest import Manifest, frames_path, latents_path
+from medsora.data.manifest import Manifest, frames_path, latents_path, require_files
 from medsora.errors import UserError
 
 
@@ -19,13 +19,14 @@ class FrameClips:
         min_frames: Shorter clips are left out.
 
     Raises:
-        UserError: The folder is no prepared data set, or its preparation was interrupted.
+        UserError: The folder is no prepared data set, its preparation was interrupted, or files of it are gone.
     """
 
     def __init__(self, dataset_folder: str | Path, split: str, min_frames: int = 1):
         self.folder = Path(dataset_folder)
         self.manifest = Manifest.read(self.folder)
         self.clips = [clip for clip in self.manifest.of_split(split) if clip.frames >= min_frames]
+        require_files(self.folder, self.clips, frames_path)
         self.split = split
 
     def __len__(self) -> int:
@@ -79,7 +80,8 @@ class LatentClips:
         statistics: "mean", "std" and "scaling_factor" (1 / std) of the training latents.
 
     Raises:
-        UserError: The folder holds no latents, their preparation was interrupted, or the frames changed since.
+        UserError: The folder holds no latents, their preparation was interrupted, the frames changed since, or files
+            of it are gone.
     """
 
     def __init__(self, dataset_folder: str | Path, split: str):
@@ -97,6 +99,7 @@ class LatentClips:
             flips = range(2 if record["flips"] else 1)
             self._entries += [(clip.id, f"{k}.{v}", label) for k in range(len(record["starts"])) for v in flips]
             images += [(clip.id, str(j), label) for j in range(len(record["images"]))]
+        require_files(self.folder, self.manifest.of_split(split), latents_path)
         self.images = LatentImages(self.folder, images)
 
     def __len__(self) -> int:

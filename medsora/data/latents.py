@@ -18,6 +18,7 @@ from medsora.data.manifest import FORMAT, Clip, Manifest, digest, frames_path, l
 from medsora.data.settings import PrepareSettings
 from medsora.errors import UserError
 from medsora.files import file_sha256, save_tensors, write_json
+from medsora.processes import ALONE, Processes, RecordParts
 
 if TYPE_CHECKING:
     from medsora.alignment import AlignmentSettings
@@ -33,6 +34,7 @@ def prepare_latents(
     device: str | torch.device = "cpu",
     progress: bool = True,
     patch_size: int = 2,
+    processes: Processes = ALONE,
 ) -> None:
     """Encodes windows and single frames of every clip, with flips as entries of their own, and their alignment targets.
 
@@ -50,6 +52,7 @@ def prepare_latents(
         settings: Windows, interval, flips, images and precision.
         alignment: Of the targets; representation "none" leaves them out.
         patch_size: The denoiser's; targets are on its token grid.
+        processes: Share the clips; each calls this with the same arguments and has the whole when it returns.
 
     Raises:
         UserError: No prepared data set, or no training clip is long enough for a window.
@@ -70,13 +73,14 @@ def prepare_latents(
         clip.id: digest(clip.sha256, vae_hash, asdict(plans[clip.id]), settings.encode_dtype, target_settings)
         for clip in manifest.clips
     }
-    done = _intact(folder, keys)
-    index = _Index(folder, manifest, vae_hash, settings, target_settings, done)
-    index.write(complete=False)
+    index = _Index(folder, manifest, vae_hash, settings, target_settings, processes)
+    index.begin(keys)
     try:
         _encode_clips(index, vae, plans, keys, settings, alignment, torch.device(device), patch_size, progress)
-    finally:
-        index.write(complete=len(index.done) == len(manifest.clips))
+    except BaseException:
+        index.save()
+        raise
+    index.join()
 
 
 @dataclass
@@ -107,6 +111,12 @@ def _plan(clip: Clip, settings: PrepareSettings) -> Plan:
     flips = range(2 if settings.flips else 1)
     images = [(frame, flip) for frame in spread(clip.frames, settings.images_per_clip) for flip in flips]
     return Plan(starts, settings.num_frames, settings.interval, settings.flips, images, reason)
+
+
+def count_windows(manifest: Manifest, settings: PrepareSettings) -> int:
+    """Training windows that these settings cut, flips counted: what processes share when a denoiser trains."""
+    plans = [_plan(clip, settings) for clip in manifest.of_split("train")]
+    return sum(len(plan.starts) * (2 if plan.flips else 1) for plan in plans)
 
 
 def spread(places: int, count: int) -> list[int]:
@@ -149,10 +159,11 @@ def _intact(folder: Path, keys: dict[str, str]) -> dict[str, dict]:
     try:
         before = read_latents_index(folder, partial=True)["clips"]
     except (UserError, KeyError):
-        return {}
+        before = {}
+    parts = RecordParts(folder / "latents.json", ALONE).read()
     return {
         clip_id: record
-        for clip_id, record in before.items()
+        for clip_id, record in (before | parts).items()
         if "frames" in record
         and record.get("key") == keys.get(clip_id)
         and file_sha256(latents_path(folder, clip_id)) == record["sha256"]
@@ -160,10 +171,13 @@ def _intact(folder: Path, keys: dict[str, str]) -> dict[str, dict]:
 
 
 class _Index:
-    """latents.json while it grows: a record for each clip that is done."""
+    """latents.json while it grows: a record for each clip that is done. Of several processes each grows its part."""
 
-    def __init__(self, folder, manifest, vae_hash, settings, target_settings, done):
-        self.folder, self.manifest, self.done = folder, manifest, done
+    def __init__(self, folder, manifest, vae_hash, settings, target_settings, processes):
+        self.folder, self.manifest, self.processes = folder, manifest, processes
+        self.parts = RecordParts(folder / "latents.json", processes)
+        self.done: dict[str, dict] = {}
+        self.made: dict[str, dict] = {}
         names = ("num_frames", "interval", "windows_per_clip", "flips", "images_per_clip", "encode_dtype")
         self.head = {
             "format": FORMAT,
@@ -172,7 +186,43 @@ class _Index:
             "alignment": target_settings,
         }
 
-    def write(self, complete: bool) -> None:
+    def begin(self, keys: dict[str, str]) -> None:
+        """Finds what is done already; the first process puts it into the whole file."""
+        self.done = self.processes.from_first(lambda: _intact(self.folder, keys))
+        if self.processes.is_first:
+            self._write_whole()
+        self.processes.wait()
+
+    def todo(self) -> list[Clip]:
+        """This process's share of the clips that are not done."""
+        return self.processes.share([clip for clip in self.manifest.clips if clip.id not in self.done])
+
+    def add(self, clip_id: str, record: dict) -> None:
+        """Notes a clip that was encoded; `save` writes it."""
+        self.made[clip_id] = record
+
+    def save(self) -> None:
+        """Writes what this process has done so far."""
+        if self.processes.count > 1:
+            self.parts.write(self.made)
+        else:
+            self._write_whole()
+
+    def join(self) -> None:
+        """Once all have come here, the first process writes the whole of what they did."""
+        self.save()
+        for made in self.processes.gathered(self.made):
+            self.made |= made
+        if self.processes.is_first:
+            self._write_whole()
+        self.processes.wait()
+
+    def _write_whole(self) -> None:
+        self.done |= self.made
+        self._write(complete=len(self.done) == len(self.manifest.clips))
+        self.parts.clear()
+
+    def _write(self, complete: bool) -> None:
         clips = {clip.id: self.done[clip.id] for clip in self.manifest.clips if clip.id in self.done}
         train = [clips[clip.id]["moments"] for clip in self.manifest.of_split("train") if clip.id in clips]
         skipped = [
@@ -185,7 +235,7 @@ class _Index:
 
 def _encode_clips(index, vae, plans, keys, settings, alignment, device, patch_size, progress) -> None:
     """Encodes the clips that `index` lacks; the bar counts windows and images."""
-    todo = [clip for clip in index.manifest.clips if clip.id not in index.done]
+    todo = index.todo()
     if not todo:
         return
     dtype = getattr(torch, settings.encode_dtype)
@@ -197,9 +247,9 @@ def _encode_clips(index, vae, plans, keys, settings, alignment, device, patch_si
         for number, clip in enumerate(todo, 1):
             bar.set_postfix(clip=f"{number}/{len(todo)}")
             encoder = _ClipEncoder(index.folder, clip, vae, alignment, patch_size, bar)
-            index.done[clip.id] = {"key": keys[clip.id], "frames": clip.sha256, **encoder.run(plans[clip.id])}
+            index.add(clip.id, {"key": keys[clip.id], "frames": clip.sha256, **encoder.run(plans[clip.id])})
             if time.monotonic() - saved > SAVE_EVERY:
-                index.write(complete=False)
+                index.save()
                 saved = time.monotonic()
 
 

@@ -8,6 +8,7 @@ latents.json, latents/<clip id>.safetensors
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -131,6 +132,16 @@ def frames_path(folder: Path, clip_id: str) -> Path:
 def latents_path(folder: Path, clip_id: str) -> Path:
     """Where a clip's latents and alignment targets are."""
     return Path(folder) / "latents" / f"{clip_id}.safetensors"
+
+
+def require_files(folder: Path, clips: list[Clip], place: Callable[[Path, str], Path]) -> None:
+    """Raises UserError where a file that the index of a prepared folder lists is gone. place: names a clip's file."""
+    lost = [place(folder, clip.id) for clip in clips if not place(folder, clip.id).is_file()]
+    if lost:
+        raise UserError(
+            f"{len(lost)} of {len(clips)} files that the index of {folder} lists are not there, the first "
+            f"{lost[0].relative_to(folder)}; put them back, or prepare the data again"
+        )
 
 
 def digest(*values: object) -> str:

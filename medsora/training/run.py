@@ -10,7 +10,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,8 @@ import torch
 
 from medsora.errors import UserError
 from medsora.files import write_json
+from medsora.processes import PATIENCE, Processes, leave_group, require_enough
 from medsora.training.draws import Draws
-from medsora.training.processes import leave_process_group
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
 from medsora.training.stopping import StopRequests
 
@@ -44,7 +43,7 @@ def run_training(settings: TrainSettings, stops: StopRequests, say: Callable[[st
         for number, stage in enumerate(STAGES, 1):
             run.do(stage, number)
     finally:
-        leave_process_group(run.accelerator)
+        leave_group()
     return folder
 
 
@@ -63,6 +62,7 @@ class _Run:
         self.settings, self.folder, self.stops = settings, folder, stops
         self.accelerator = _accelerator(settings.device)
         self.main = self.accelerator.is_main_process
+        self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.say = say if self.main else lambda words: None
         if folder.done("vae") is None and settings.vae.pretrained is None:
             _check_sizes(settings)
@@ -95,6 +95,8 @@ class _Run:
         ):
             self.accelerator.wait_for_everyone()
             return
+        if stage != "frames":
+            self._check_processes()
         self.say(f"[{number}/{len(STAGES)}] {titles[stage]}")
         started = time.perf_counter()
         facts = getattr(self, "_" + stage)()
@@ -154,15 +156,16 @@ class _Run:
         return facts
 
     def _latents(self) -> dict:
-        if not self.main:
-            return {}
         from medsora.data import LatentClips, prepare_latents
 
         settings, vae = self.settings, self._load_vae()
         patch = _denoiser_config(settings).patch_size
         prepare_latents(
-            self.dataset, vae, settings.prepare, settings.alignment, self.accelerator.device, patch_size=patch
-        )
+            self.dataset, vae, settings.prepare, settings.alignment, self.accelerator.device, progress=self.main,
+            patch_size=patch, processes=self.processes,
+        )  # fmt: skip
+        if not self.main:
+            return {}
         clips = LatentClips(self.dataset, "train")
         if settings.vae.pretrained is None:  # a pretrained backbone keeps the factor it was published with
             vae.register_to_config(scaling_factor=clips.statistics["scaling_factor"])
@@ -194,6 +197,13 @@ class _Run:
 
         return make_results(self.settings, self.folder, self.dataset, self.accelerator.device, self.say)
 
+    def _check_processes(self) -> None:
+        from medsora.data.latents import count_windows
+        from medsora.data.manifest import Manifest
+
+        windows = count_windows(Manifest.read(self.dataset), self.settings.prepare)
+        require_enough(self.processes.count, windows, f"training windows of {self.dataset}")
+
     def _check_latents_match(self) -> None:
         """A data set shared by several runs may have been encoded by another run's VAE meanwhile."""
         from medsora.data import LatentClips
@@ -219,7 +229,7 @@ def _accelerator(device: str) -> Accelerator:
         raise UserError(f'device: got {device!r}, wants "auto", "cpu" or "cuda"')
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError('device: got \'cuda\', but PyTorch finds no CUDA device here; wants "auto" or "cpu"')
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 def _denoiser_config(settings: TrainSettings):

@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from medsora.processes import leave_group
 from medsora.training.draws import Draws
 from medsora.training.loop import Task, Trainer
-from medsora.training.processes import leave_process_group
 from medsora.training.settings import LoopSettings
 from medsora.training.stopping import StopRequests
 
@@ -82,7 +82,7 @@ def main() -> None:
     task = tiny_task(settings.get("batch_size", 8), after_step=after_step, poisoned=(3,))
     trainer = tiny_trainer(run, task, **settings)
     trainer.train(limit)
-    leave_process_group(trainer.accelerator)
+    leave_group()
 
 
 if __name__ == "__main__":
