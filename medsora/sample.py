@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from medsora.pipeline import MedSoraPipeline
+    from medsora.processes import Processes
     from medsora.sample_folder import SampleFolder
 
 DESCRIPTION = """\
@@ -28,6 +29,7 @@ examples:
   python -m medsora.sample --model runs/tiny --num-videos 16 --steps 100 --seed 7 --gif
   python -m medsora.sample --model runs/mine --scheduler dpm-solver++ --steps 20 --output out/fast
   python -m medsora.sample --model runs/mine --class-label 1 --guidance-scale 2
+  torchrun --nproc-per-node=8 -m medsora.sample --model runs/mine --num-videos 2048 --batch-size 16
 """
 
 # What a call of the pipeline names differently from this command.
@@ -37,14 +39,17 @@ OPTIONS = {"num_inference_steps": "--steps", "class_labels": "--class-label"}
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit code: 0, or 130 after Ctrl-C."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
+    from medsora.processes import joined_processes
+
     try:
-        return _sample(options)
+        with joined_processes() as processes:
+            return _sample(options, processes)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
 
 
-def _sample(options) -> int:
+def _sample(options, processes: Processes) -> int:
     from medsora.sample_folder import SampleFolder
     from medsora.saved_model import load_pipeline, model_hashes
 
@@ -56,25 +61,30 @@ def _sample(options) -> int:
     pipeline = load_pipeline(options.model, options.device)
     call = _call(options, pipeline)
     settings = _settings(options, call, pipeline)
-    folder = SampleFolder(options.output or Path(options.model) / "generated" / f"seed-{options.seed}")
+    folder = SampleFolder(options.output or Path(options.model) / "generated" / f"seed-{options.seed}", processes)
     folder.open(options.model, hashes, settings)
     missing = folder.missing(options.num_videos)
     kept = options.num_videos - len(missing)
-    print(f"sampling  {len(missing)} video(s)" + (f", {kept} are there already" if kept else ""), flush=True)
-    _make(pipeline, call, folder, missing, options)
+    if processes.is_first:
+        print(f"sampling  {len(missing)} video(s)" + (f", {kept} are there already" if kept else ""), flush=True)
+    _make(pipeline, call, folder, processes.share(neighbours(missing, options.batch_size)), options)
+    folder.join()
+    if not processes.is_first:
+        return 0
     folder.finish(options.num_videos, options.gif)
     print(f"written   {folder.path}  (contact-sheet.png, {folder.video(0).name} ...)")
     print("synthetic videos: for research only, not for diagnosis")
     return 0
 
 
-def _make(pipeline: MedSoraPipeline, call: dict, folder: SampleFolder, missing: list[int], options) -> None:
-    """Samples the missing videos in batches of neighbours and writes each batch when it is done."""
+def _make(pipeline: MedSoraPipeline, call: dict, folder: SampleFolder, batches: list[list[int]], options) -> None:
+    """Samples batches of neighbouring videos and writes each batch when it is done."""
     from medsora.media import to_uint8
     from medsora.training.progress import step_bar
 
-    with step_bar("sampling", 0, len(missing) * options.steps, shown=bool(missing)) as bar:
-        for batch in neighbours(missing, options.batch_size):
+    steps = sum(map(len, batches)) * options.steps
+    with step_bar("sampling", 0, steps, shown=bool(batches) and folder.processes.is_first) as bar:
+        for batch in batches:
             made = pipeline(
                 **call, num_videos=len(batch), first_index=batch[0], batch_size=len(batch), on_step=bar.update,
                 progress=False,

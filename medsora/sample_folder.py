@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from medsora.errors import UserError
 from medsora.files import TEMPORARY_PREFIX, file_sha256, write_bytes, write_json
+from medsora.processes import ALONE, Processes, RecordParts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +24,16 @@ SHEET_VIDEOS = 8
 
 
 class SampleFolder:
-    """A folder of sampled videos; making the object changes nothing on disk."""
+    """A folder of sampled videos; making the object changes nothing on disk.
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    processes: those that fill it together; each opens it, adds its videos and joins.
+    """
+
+    def __init__(self, path: str | os.PathLike, processes: Processes = ALONE):
+        self.path, self.processes = Path(path), processes
         self.record_file = self.path / "samples.json"
         self.record: dict = {}
+        self._parts, self._added = RecordParts(self.record_file, processes), {}
 
     def video(self, index: int) -> Path:
         """The file of video `index`."""
@@ -39,6 +44,9 @@ class SampleFolder:
 
         Raises UserError if it holds videos of other settings or another model, or files that are none of ours.
         """
+        self.record = self.processes.from_first(lambda: self._claim(model, hashes, settings))
+
+    def _claim(self, model: str | os.PathLike, hashes: dict[str, str], settings: dict) -> dict:
         from medsora.media import SYNTHETIC_MARK
 
         fresh = {
@@ -53,7 +61,8 @@ class SampleFolder:
         if self.record_file.is_file():
             self.record = self._read()
             self._check(settings, hashes)
-            return
+            self._write(self._parts.read())
+            return self.record
         if self.path.is_dir():
             foreign = sorted(f.name for f in self.path.iterdir() if not f.name.startswith(TEMPORARY_PREFIX))
             if foreign:
@@ -61,11 +70,12 @@ class SampleFolder:
                     f"--output: {self.path} holds files that are no samples of ours ({foreign[0]}), wants another"
                 )
         self.record = fresh
-        write_json(self.record_file, self.record)
+        self._write({})
+        return self.record
 
     def missing(self, count: int) -> list[int]:
-        """Numbers below `count` whose video is not there, or not as it was written."""
-        return [index for index in range(count) if not self._is_whole(self.video(index))]
+        """Numbers below `count` whose video is not there, or not as it was written; of all processes together."""
+        return self.processes.from_first(lambda: [i for i in range(count) if not self._is_whole(self.video(i))])
 
     def add(self, index: int, frames: np.ndarray) -> None:
         """Writes video `index`, uint8 (T, H, W, 3), and records it."""
@@ -75,9 +85,23 @@ class SampleFolder:
         path = self.video(index)
         path.with_suffix(".gif").unlink(missing_ok=True)
         write_bytes(path, data)
-        videos = self.record["videos"] | {path.name: {"index": index, "sha256": hashlib.sha256(data).hexdigest()}}
-        self.record["videos"] = dict(sorted(videos.items()))
+        self._added[path.name] = {"index": index, "sha256": hashlib.sha256(data).hexdigest()}
+        if self.processes.count > 1:
+            self._parts.write(self._added)
+        else:
+            self._write(self._added)
+
+    def join(self) -> None:
+        """Once all processes have come here, the first records what they added."""
+        added = self.processes.gathered(self._added)
+        if self.processes.is_first:
+            self._write({name: video for part in added for name, video in part.items()})
+        self.processes.wait()
+
+    def _write(self, added: dict) -> None:
+        self.record["videos"] = dict(sorted((self.record["videos"] | added).items()))
         write_json(self.record_file, self.record)
+        self._parts.clear()
 
     def finish(self, count: int, gif: bool) -> None:
         """Writes the contact sheet of the first videos and, on request, each video's gif, from the mp4 files."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from medsora.errors import UserError
 from medsora.files import file_sha256
+from medsora.processes import local_device
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ def model_hashes(model: str | os.PathLike) -> dict[str, str]:
 
 
 def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
-    """Loads a saved pipeline on `device` ("auto": CUDA where there is one).
+    """Loads a saved pipeline on `device` ("auto": CUDA where there is one; of several processes each on its own GPU).
 
     Raises UserError for weights or configs that cannot be read or do not fit each other, and for a device that is not
     here.
@@ -51,8 +52,7 @@ def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
 
     from medsora.pipeline import MedSoraPipeline
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(device)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
