@@ -1,0 +1,178 @@
+"""Pictures and one page of recorded runs.
+
+    python -m benchmarks.report                                         every record in benchmarks/results
+    python -m benchmarks.report benchmarks/results/scans-cpu.json       one, or several
+    python -m benchmarks.report --output pages/                         where to
+
+Writes index.html, one file that holds all it shows, and the pictures in it as PNG files of their own. Every chip and
+every processor has its section, every run its pictures, a table of all figures, what was not timed and why, and the
+command, revision and versions that it was made with. Runs are never mixed: figures of one picture come from one run.
+
+Operators are shown as multiples of their floor, the least the machine could take by the limits measured in the same
+run (benchmarks/limits.py); layers as curves over tokens with fitted exponents; models by time, memory and parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import pictures
+from benchmarks.record import duration
+from benchmarks.records import NoTimes, Record, Row, read_record
+from medsora.errors import UserError, run_command
+from medsora.report import Report
+
+RESULTS = Path(__file__).parent / "results"
+OUTPUT = Path("build") / "benchmark-report"
+PLAIN = ("reference", "definition")
+HEADER = ("case", "variant", "median", "quartiles", "rounds", "of floors", "times as fast as plain PyTorch")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the records, draws the pictures, writes the page."""
+    options = parser().parse_args(arguments)
+    if options.output.exists() and not options.output.is_dir():
+        raise UserError(f"--output: got {options.output}, which is a file, wants a folder")
+    records = read_records(options.records)
+    page = write_report(records, options.output)
+    print(f"{page}: {len(records)} records, {len(list(options.output.glob('*.png')))} pictures beside it")
+
+
+def read_records(paths: Sequence[Path]) -> list[Record]:
+    """Those in the files; without any, those in benchmarks/results, where files that hold no times are passed over."""
+    found = []
+    for path in paths or sorted(RESULTS.glob("*.json")):
+        try:
+            found.append(read_record(path))
+        except NoTimes as error:
+            if paths:
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+    if not found:
+        raise UserError(f"no records in {RESULTS}: make one with `make bench ARGS='--record NAME'`")
+    return found
+
+
+def write_report(records: Sequence[Record], folder: Path) -> Path:
+    """Writes the pictures and index.html into `folder`, which is made if it is not there; returns the page."""
+    styles = pictures.styles_of([row.variant for record in records for row in record.rows])
+    report = Report(
+        "MedSora benchmarks",
+        "Recorded runs, each with the machine, the versions and the command that made it. Figures compare within a run, "
+        "where variants took turns; between runs and machines they compare less well.",
+    )
+    machines = list(dict.fromkeys(record.machine for record in records))
+    rows = [row for record in records for row in record.rows]
+    cases = {(record.name, row.case) for record in records for row in record.rows}
+    report.figures([("machines", len(machines)), ("runs", len(records)), ("cases", len(cases)), ("rows", len(rows))])
+    names = unique_names(records)
+    with tqdm(total=len(records), desc="records", unit="record", disable=None) as bar:
+        for machine in machines:
+            report.heading(machine)
+            for record, name in zip(records, names):
+                if record.machine == machine:
+                    add_record(report, record, name, styles, folder)
+                    bar.update()
+    page = folder / "index.html"
+    report.write(page)
+    return page
+
+
+def add_record(report: Report, record: Record, name: str, styles, folder: Path) -> None:
+    """A run: its pictures, its table, what was not timed, its circumstances."""
+    report.heading(f"{name}, {record.facts['date'][:10]}", level=3)
+    for path, caption in draw_all(record, name, styles, folder):
+        report.image(path, caption)
+    report.table(*table_of(record))
+    if record.not_timed:
+        report.table(["not timed", "variant", "why"], record.not_timed)
+    report.table(["made", "with"], record.facts.items())
+
+
+def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[Path, str]]:
+    """The pictures of a run, a file and a caption each."""
+    subjects = dict.fromkeys((row.level, row.subject, row.dtype) for row in record.rows)
+    for level, subject, dtype in subjects:
+        rows = [row for row in record.rows if (row.level, row.subject, row.dtype) == (level, subject, dtype)]
+        title = ", ".join(filter(None, (subject, dtype)))
+        start = slug(f"{name}-{title}")
+        below = f"{record.machine}, {record.facts['threads']}, {record.facts['date'][:10]}"
+        if all(row.floor for row in rows):
+            pictures.draw_floor_bars(folder / f"{start}.png", rows, styles, title)
+            yield folder / f"{start}.png", f"{title}: median times over the floor, quartiles as thin lines. {below}"
+        else:
+            pictures.draw_time_bars(folder / f"{start}.png", rows, styles, title)
+            yield folder / f"{start}.png", f"{title}: median times, quartiles as thin lines. {below}"
+        if weighed := [row for row in rows if row.peak_memory]:
+            path = folder / f"{start}-memory.png"
+            pictures.draw_memory_bars(path, weighed, styles, f"{title}: peak memory")
+            yield path, f"{title}: the most memory that a call takes beyond its inputs. {below}"
+        for passes, parted in parted_rows(rows):
+            path = folder / f"{slug(f'{start}-{passes}-parts')}.png"
+            pictures.draw_breakdown(path, parted, ", ".join(filter(None, (title, passes, "where a call's time goes"))))
+            yield path, f"{title}, {passes}: what the time of a call is spent on, by the profiler. {below}"
+
+
+def parted_rows(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Passes, and the rows of a picture of parts: of an operator's case the fastest variant, else all that have any."""
+    found = [row for row in rows if row.breakdown]
+    if found and found[0].level == "operator":
+        best = {}
+        for row in found:
+            if row.case not in best or row.time.median < best[row.case].time.median:
+                best[row.case] = row
+        found = list(best.values())
+    for passes in dict.fromkeys(row.passes for row in found):
+        yield passes, [row for row in found if row.passes == passes]
+
+
+def table_of(record: Record) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of all rows of a run; columns that none of its rows has are left out."""
+    plain = {row.case: row.time.median for row in record.rows if row.variant in PLAIN}
+    wall = any(row.eager for row in record.rows)
+    weighed = any(row.peak_memory for row in record.rows)
+    header = [*HEADER, *["one eager call"] * wall, *["peak memory"] * weighed]
+    cells = []
+    for row in record.rows:
+        spread = f"{duration(row.time.lower)} to {duration(row.time.upper)}"
+        times = plain.get(row.case)
+        line = [row.case, row.variant, duration(row.time.median), spread, str(row.time.rounds)]
+        line.append(f"{row.time.median / row.floor:.2f}" if row.floor else "-")
+        line.append(f"{times / row.time.median:.2f}" if times else "-")
+        line += [duration(row.eager.median) if row.eager else "-"] * wall
+        line += [pictures.memory_text(row.peak_memory) if row.peak_memory else "-"] * weighed
+        cells.append(line)
+    return header, cells
+
+
+def unique_names(records: Sequence[Record]) -> list[str]:
+    """The records' names, numbered where files of several folders share one."""
+    seen: dict[str, int] = {}
+    names = []
+    for record in records:
+        seen[record.name] = seen.get(record.name, 0) + 1
+        names.append(record.name + (f"-{seen[record.name]}" if seen[record.name] > 1 else ""))
+    return names
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9_.]+", "-", text.lower()).strip("-")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("records", nargs="*", type=Path, metavar="RECORD", help="JSON files; all of benchmarks/results")
+    made.add_argument("--output", type=Path, default=OUTPUT, metavar="FOLDER", help="made if missing (%(default)s)")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
