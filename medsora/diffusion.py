@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEDULERS = ("ddpm", "ddim", "dpm-solver++")
+SCHEDULERS = ("ddpm", "ddim", "dpm-solver++", "heun")
 BETA_SCHEDULES = ("linear", "scaled_linear")
 # Half a bin of the likelihood at t = 0: the released code's 255 steps over [-1, 1]. Latents have unit scale, so it is
 # a resolution of 1/255 of a standard deviation; unlike pixels they have no outermost bins.
@@ -164,14 +164,14 @@ def _log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def make_scheduler(name: str, settings: DiffusionSettings | None = None):
-    """The diffusers scheduler that fits the objective: "ddpm" (learned variance), "ddim" or "dpm-solver++".
+    """The diffusers scheduler that fits the objective: "ddpm" (learned variance), "ddim", "dpm-solver++" or "heun".
 
     Betas are always passed, and samples are never clipped (latents are unbounded). Raises ValueError for another name.
     "ddpm" takes (B, 2C, F, h, w) and splits dimension 1; the others take the C noise channels.
     """
     if name not in SCHEDULERS:
         raise ValueError(f"scheduler: got {name!r}, wants one of {', '.join(SCHEDULERS)}")
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 
     settings = settings or DiffusionSettings()
     schedule = {
@@ -187,4 +187,6 @@ def make_scheduler(name: str, settings: DiffusionSettings | None = None):
         return DDPMScheduler(**schedule, variance_type="learned_range", clip_sample=False)
     if name == "ddim":
         return DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=True)
+    if name == "heun":
+        return HeunDiscreteScheduler(**schedule, clip_sample=False)
     return DPMSolverMultistepScheduler(**schedule, algorithm_type="dpmsolver++", solver_order=2)

@@ -51,5 +51,6 @@ def micro_pipeline(scheduler: str = "ddim", levels: int = 1000, **overrides) -> 
     """32 x 32 pixels, 8 frames (4 x 4 x 2 latents); overrides: options of the denoiser."""
     settings = DiffusionSettings(num_train_timesteps=levels)
     return MedSoraPipeline(
-        micro_vae(), micro_denoiser(**overrides), make_scheduler(scheduler, settings), num_frames=8, fps=5
-    )
+        micro_vae(), micro_denoiser(**overrides), make_scheduler(scheduler, settings), num_frames=8, fps=5,
+        given_frames=(1, 8, 9),
+    )  # fmt: skip

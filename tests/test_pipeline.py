@@ -32,6 +32,21 @@ def given_frames(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 
 
+def sampled_gaussian(sampler, mean, deviation):
+    """Noise, and what the sampler makes of it where the data is N(mean, deviation^2), whose noise is known exactly."""
+    noise = torch.randn((1, 4, 2, 100, 100), generator=torch.Generator().manual_seed(0))
+    x, generator = noise * sampler.init_noise_sigma, torch.Generator().manual_seed(1)
+    extra = {"generator": generator} if isinstance(sampler, DDPMScheduler) else {}
+    for t in sampler.timesteps:
+        a = sampler.alphas_cumprod[int(t)]
+        entering = sampler.scale_model_input(x, t)
+        predicted = (entering - a.sqrt() * mean) * (1 - a).sqrt() / (deviation**2 * a + 1 - a)
+        if extra:  # the smallest variance
+            predicted = torch.cat([predicted, -torch.ones_like(x)], 1)
+        x = sampler.step(predicted, t, x, **extra).prev_sample
+    return noise, x
+
+
 class TestSaving:
     def test_a_loaded_pipeline_makes_the_same_videos(self, pipeline, tmp_path):
         pipeline.save_pretrained(tmp_path)
@@ -86,25 +101,40 @@ class TestSamplers:
     def test_levels_are_as_many_as_steps_and_spread_evenly(self, levels, name):
         pipeline = micro_pipeline(levels=levels)
         for steps in {1, 13, 15, levels, *sampled(list(range(1, levels + 1)), 12)}:
-            visited = pipeline._sampler(name, steps).timesteps.tolist()
+            predictions = pipeline._sampler(name, steps).timesteps.tolist()
+            assert len(predictions) == pipeline.count_predictions(steps, name)
+            visited = list(dict.fromkeys(predictions))  # Heun asks twice at all levels but the first
+            assert len(predictions) == (2 * steps - 1 if name == "heun" else steps)
             assert len(visited) == steps and visited[0] == levels - 1 and visited[-1] >= 0
             gaps = {a - b for a, b in zip(visited, visited[1:] + [-1])}
             assert gaps <= {levels // steps, -(-levels // steps)}
 
     @pytest.mark.parametrize("name, steps", list(product(SCHEDULERS, [150, 250, 600])))
     def test_exact_predictions_give_the_spread_of_the_data(self, pipeline, name, steps):
-        """For data N(0, 0.5^2) the noise is known: x sqrt(1 - a) / (0.25 a + 1 - a), with a = alpha_bar_t."""
-        sampler = pipeline._sampler(name, steps)
-        x = torch.randn((1, 4, 2, 60, 60), generator=torch.Generator().manual_seed(0))
-        generator = torch.Generator().manual_seed(1)
-        for t in sampler.timesteps:
-            a = sampler.alphas_cumprod[t]
-            noise = x * (1 - a).sqrt() / (0.25 * a + 1 - a)
-            if name == "ddpm":
-                x = sampler.step(torch.cat([noise, -torch.ones_like(x)], 1), t, x, generator=generator).prev_sample
-            else:
-                x = sampler.step(noise, t, x).prev_sample
-        assert abs(x.std().item() - 0.5) < 0.025
+        _, made = sampled_gaussian(pipeline._sampler(name, steps), mean=0.0, deviation=0.5)
+        assert abs(made.std().item() - 0.5) < 0.025
+
+    @pytest.mark.parametrize("name", SCHEDULERS)
+    def test_more_steps_are_closer_to_the_data(self, pipeline, name):
+        """Against the exact solution of the probability flow, or, for DDPM, the distribution it ends in."""
+        mean, deviation, errors = 0.7, 0.5, []
+        for steps in (5, 10, 25, 100, 250):
+            noise, made = sampled_gaussian(pipeline._sampler(name, steps), mean, deviation)
+            a = pipeline.scheduler.alphas_cumprod[-1]
+            exact = mean + (noise - a.sqrt() * mean) * deviation / (deviation**2 * a + 1 - a).sqrt()
+            squares = (made.mean() - mean) ** 2 + (made.std() - deviation) ** 2
+            errors.append(squares.sqrt().item() if name == "ddpm" else (made - exact).square().mean().sqrt().item())
+        assert all(after < 0.8 * before for before, after in zip(errors, errors[1:])), errors
+        assert errors[-1] < 0.02
+
+    def test_higher_orders_need_fewer_predictions(self, pipeline):
+        def error(name, steps):
+            noise, made = sampled_gaussian(pipeline._sampler(name, steps), 0.7, 0.5)
+            _, close = sampled_gaussian(pipeline._sampler("heun", 500), 0.7, 0.5)
+            return (made - close).square().mean().sqrt().item()
+
+        ddim = error("ddim", 25)
+        assert error("heun", 13) < ddim and error("dpm-solver++", 25) < ddim
 
     @pytest.mark.parametrize("steps", [1, 10, 50])
     def test_ddim_and_its_stand_in_agree(self, pipeline, steps):
@@ -296,7 +326,7 @@ WRONG = [
     (dict(seed=0.5), "seed: got 0.5, wants a whole number"),
     (dict(num_inference_steps=0), "num_inference_steps: got 0, wants 1 to 1000"),
     (dict(num_inference_steps=1001), "num_inference_steps: got 1001, wants 1 to 1000"),
-    (dict(scheduler="euler"), "scheduler: got 'euler', wants one of ddpm, ddim, dpm-solver++"),
+    (dict(scheduler="euler"), r"scheduler: got 'euler', wants one of ddpm, ddim, dpm-solver\+\+, heun"),
     (dict(output_type="pil"), "output_type: got 'pil', wants one of np, pt, latent"),
     (dict(num_frames=7), r"num_frames: got 7, wants 1, 8k or 8k \+ 1 frames"),
     (dict(num_frames=8.0), "num_frames: got 8.0, wants 1 or more"),
@@ -306,7 +336,7 @@ WRONG = [
     (dict(class_labels=[0, -1], num_videos=2), r"class_labels: got \[0, -1\], wants numbers from 0 to 2"),
     (dict(class_labels=[0, 1], num_videos=3), r"class_labels: got \[0, 1\], wants one class number or 3 of them"),
     (dict(class_labels=1.0), "class_labels: got 1.0, wants one class number or 1 of them"),
-    (dict(class_labels="polyp"), "class_labels: got 'polyp', wants one class number"),
+    (dict(class_labels="polyp"), "class_labels: got 'polyp', wants numbers from 0 to 2"),
     (dict(guidance_scale=2), "guidance_scale: got 2, wants 1 without a class label or first frame"),
     (dict(guidance_scale=math.nan, class_labels=1), "guidance_scale: got nan, wants a number of 0 or more"),
     (dict(guidance_scale=-1, class_labels=1), "guidance_scale: got -1, wants a number of 0 or more"),
