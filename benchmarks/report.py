@@ -31,7 +31,7 @@ from medsora.report import Report
 RESULTS = Path(__file__).parent / "results"
 OUTPUT = Path("build") / "benchmark-report"
 PLAIN = ("reference", "definition")
-HEADER = ("case", "variant", "median", "quartiles", "rounds", "of floors", "times as fast as plain PyTorch")
+HEADER = ("case", "variant", "median", "quartiles", "rounds", "floors", "speed-up")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,8 +64,13 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
     styles = pictures.styles_of([row.variant for record in records for row in record.rows])
     report = Report(
         "MedSora benchmarks",
-        "Recorded runs, each with the machine, the versions and the command that made it. Figures compare within a run, "
-        "where variants took turns; between runs and machines they compare less well.",
+        "Recorded runs, each with the machine, the versions and the command that made it. Figures compare within a run,"
+        " where variants took turns; between runs and machines they compare less well.",
+    )
+    report.paragraph(
+        "In the tables, floors is the median over the floor, the least that the machine's limits allow with all data"
+        " from memory; what fits into a cache can fall below it. Speed-up is against plain PyTorch, the reference or"
+        " definition, in the same case of the same run. Peak memory is beyond the inputs."
     )
     machines = list(dict.fromkeys(record.machine for record in records))
     rows = [row for record in records for row in record.rows]
@@ -102,7 +107,7 @@ def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[
         rows = [row for row in record.rows if (row.level, row.subject, row.dtype) == (level, subject, dtype)]
         title = ", ".join(filter(None, (subject, dtype)))
         start = slug(f"{name}-{title}")
-        below = f"{record.machine}, {record.facts['threads']}, {record.facts['date'][:10]}"
+        below = f"{record.machine}, {record.facts['date'][:10]}"
         if all(row.floor for row in rows):
             pictures.draw_floor_bars(folder / f"{start}.png", rows, styles, title)
             yield folder / f"{start}.png", f"{title}: median times over the floor, quartiles as thin lines. {below}"

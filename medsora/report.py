@@ -58,8 +58,8 @@ dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.4; font-vari
 table { width: 100%; border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; white-space: nowrap; }
+td { min-width: 6.5rem; overflow-wrap: anywhere; }
+td.number, th.number { min-width: 0; text-align: right; white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 tbody tr:last-child td { border-bottom: 0; }
 figure { margin: 1.25rem 0; padding: .75rem; background: var(--card); border: 1px solid var(--line);
@@ -67,8 +67,8 @@ figure { margin: 1.25rem 0; padding: .75rem; background: var(--card); border: 1p
 figure img, figure video { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 6px; }
 figure video { width: 100%; max-width: 40rem; background: #000; }
 figcaption { margin-top: .6rem; color: var(--soft); font-size: .9rem; text-align: center; }
-@media print { body { background: #fff; } main { padding: 0; max-width: none; } figure, dl div { break-inside: avoid; }
-}
+@media print { body { background: #fff; } main { padding: 0; max-width: none; } .table { overflow: visible; }
+  figure, dl div, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 _NUMBER = re.compile(r"[-+\u2212]?[\d.,\u2009]+(e[-+]?\d+)?(\s?(%|x|\u00d7|[kMG]?i?B|dB|[mun\u00b5]?s|min|h|fps|Hz))?")
