@@ -15,8 +15,10 @@ import torch
 from benchmarks import record
 from benchmarks.case import Unavailable
 from benchmarks.environment import load_average
+from benchmarks.gpu import machine
+from benchmarks.gpu.shapes import GPU_SCALE
 from benchmarks.interleaved import Schedule
-from benchmarks.limits import Limits, floor_of, higher, measure_limits
+from benchmarks.limits import Limits, higher, measure_limits
 from benchmarks.measure import measured
 from benchmarks.memory import keep_freed_memory
 from benchmarks.playback import PLAYBACK
@@ -34,6 +36,7 @@ def pytest_addoption(parser):
     )
     group.addoption("--fresh-pages", action="store_true", help="let the allocator return freed memory to the system")
     group.addoption("--cold", action="store_true", help="empty the caches before each call that is timed")
+    group.addoption("--device", default="cpu", help="where: cpu (default) or cuda; on a GPU caches are always cold")
 
 
 def pytest_configure(config):
@@ -52,6 +55,7 @@ class Run:
         self.limits: Limits | None = None
         self.load_before = load_average()
         self.finished: dict | None = None
+        self.device = usable_device(config.getoption("device"))
         self.pages = "fresh" if config.getoption("fresh_pages") or not keep_freed_memory() else "kept"
 
     def pytest_collection_modifyitems(self, config, items):
@@ -71,22 +75,30 @@ class Run:
         """That of one variant; the first one asked for measures all that were selected of its case."""
         if case.slug not in self.outcomes:
             if timed and self.limits is None:
-                self.limits = measure_limits(self.config.getoption("budget"))
+                self.limits = self._limits()
             schedule = Schedule(budget=self.config.getoption("budget")) if timed else None
             before_each = torch.zeros(CACHE_SWEEP).add_ if self.config.getoption("cold") else None
             sweep = before_each and (lambda: before_each(1.0))
-            self.outcomes[case.slug] = measured(case, self.selected[case.slug], schedule, sweep)
+            self.outcomes[case.slug] = measured(case, self.selected[case.slug], schedule, sweep, self.device)
             self.cases[case.slug] = case
         return self.outcomes[case.slug][variant]
+
+    def _limits(self) -> Limits | machine.GpuLimits:
+        if self.device.type == "cuda":
+            return machine.measure_limits(self.device, GPU_SCALE)
+        return measure_limits(self.config.getoption("budget"))
 
     def finish(self) -> dict | None:
         """The record of the run; limits are measured once more, and the higher ones count."""
         if self.finished is None and self.limits is not None:
-            self.limits = higher(self.limits, measure_limits(self.config.getoption("budget")))
+            best = machine.higher if self.device.type == "cuda" else higher
+            self.limits = best(self.limits, self._limits())
             rows = [record.case_record(self.cases[slug], found, self.limits) for slug, found in self.outcomes.items()]
             self.finished = record.run_record(rows, self.limits, self.load_before)
             self.finished["pages"] = self.pages
-            self.finished["caches"] = "cold" if self.config.getoption("cold") else "warm"
+            self.finished["caches"] = "cold" if self.config.getoption("cold") or self.device.type == "cuda" else "warm"
+            if self.device.type == "cuda":
+                self.finished["gpu"] = machine.describe(self.device)
         return self.finished
 
     def pytest_benchmark_update_json(self, output_json):
@@ -95,19 +107,28 @@ class Run:
             return
         for row in output_json["benchmarks"]:
             case = self.cases.get((row["params"] or {}).get("case"))
-            if case is not None:
-                row["extra_info"]["floor"] = floor_of(case.work, self.limits).as_dict()
+            if case is not None and case.work is not None:
+                row["extra_info"]["floor"] = record.floor_record(case.work, self.limits)
 
     def pytest_terminal_summary(self, terminalreporter):
         finished = self.finish()
         if finished is None:
             return
-        terminalreporter.section("multiples of the floor")
+        terminalreporter.section("medians, multiples of the floor, memory")
         terminalreporter.write_line("\n".join(record.table(finished)))
         if name := self.config.getoption("record"):
             path = record.path_of(name)
             record.write(finished, path)
             terminalreporter.write_line(f"\nrecorded in {path}")
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. Raises pytest.UsageError where there is none."""
+    if name not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"--device: got {name}, wants cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device: got cuda, wants a machine with a GPU that this PyTorch can use")
+    return torch.device(name)
 
 
 @pytest.fixture
@@ -121,7 +142,9 @@ def measure(request, benchmark):
             pytest.skip(str(outcome.failure))
         if outcome.failure is not None:
             raise outcome.failure
-        benchmark.extra_info.update(errors=outcome.errors, threads=torch.get_num_threads())
+        benchmark.extra_info.update(errors=outcome.errors, threads=torch.get_num_threads(), level=case.level)
+        if outcome.peak is not None:
+            benchmark.extra_info["peak_memory"] = outcome.peak
         PLAYBACK.into(benchmark, outcome.times)
 
     return one

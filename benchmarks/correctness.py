@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Operator
+from benchmarks.case import Case, Operator, Problem
 
 FACTOR = 4.0
 Results = dict[str, Tensor]
@@ -21,8 +21,11 @@ class Wrong(AssertionError):
     """A variant's result is too far from the definition's; it is not timed."""
 
 
-def prepared(case: Case, call: Operator, inputs: dict[str, Tensor]) -> Callable[[], tuple[Tensor, ...]]:
+def prepared(
+    case: Case, call: Operator, inputs: dict[str, Tensor], problem: Problem | None = None
+) -> Callable[[], tuple[Tensor, ...]]:
     """What is timed: `call` on the inputs and, for a pass back, the gradients of what is differentiated."""
+    differentiated = (problem or case.problem).differentiated
     if not case.backward:
 
         def forward():
@@ -30,8 +33,10 @@ def prepared(case: Case, call: Operator, inputs: dict[str, Tensor]) -> Callable[
                 return _tuple(call(**inputs))
 
         return forward
+    if not differentiated:
+        return lambda: _tuple(call(**inputs))
 
-    leaves = [inputs[name].requires_grad_() for name in case.differentiated]
+    leaves = [inputs[name].requires_grad_() for name in differentiated]
     grads: list[Tensor] = []
 
     def both():
@@ -43,36 +48,45 @@ def prepared(case: Case, call: Operator, inputs: dict[str, Tensor]) -> Callable[
     return both
 
 
-def named(case: Case, results: tuple[Tensor, ...]) -> Results:
+def named(case: Case, results: tuple[Tensor, ...], problem: Problem | None = None) -> Results:
     """Results by name: "output 0", ... and "d(input)", ..."""
-    gradients = case.differentiated if case.backward else ()
+    gradients = (problem or case.problem).differentiated if case.backward else ()
     outputs = len(results) - len(gradients)
     names = [f"output {i}" for i in range(outputs)] + [f"d({name})" for name in gradients]
     return dict(zip(names, results, strict=True))
 
 
 class Judge:
-    """Knows the right results of a case, and how far plain PyTorch in its type is from them."""
+    """Knows the right results of a case, or of one of its problems, and how far from them a variant may be."""
 
-    def __init__(self, case: Case, inputs: dict[str, Tensor]):
-        self._case = case
-        wide = {name: tensor.detach().to(_widest(tensor.dtype)) for name, tensor in inputs.items()}
-        self._right = named(case, prepared(case, case.definition, wide)())
-        plain = named(case, prepared(case, case.definition, inputs)())
+    def __init__(self, case: Case, inputs: dict[str, Tensor], problem: Problem | None = None):
+        self._case, self._problem = case, problem or case.problem
+        if self._problem.tolerance is not None:
+            self._right = self._computed(inputs)
+            self.tolerance = dict.fromkeys(self._right, self._problem.tolerance)
+            return
+        self._right = self._computed({name: t.detach().to(_widest(t.dtype)) for name, t in inputs.items()})
+        plain = self._computed(inputs)
         self.tolerance = {name: self._allowed(name, plain[name]) for name in self._right}
+
+    def _computed(self, inputs: dict[str, Tensor]) -> Results:
+        call = prepared(self._case, self._problem.definition, inputs, self._problem)
+        return named(self._case, call(), self._problem)
 
     def errors(self, results: tuple[Tensor, ...]) -> dict[str, float]:
         """Relative RMS error of each result. Raises Wrong where one is above its tolerance or of another shape."""
-        found = named(self._case, results)
+        found = named(self._case, results, self._problem)
         errors = {}
         for name, right in self._right.items():
             if found[name].shape != right.shape:
                 raise Wrong(f"{name}: got shape {tuple(found[name].shape)}, wants {tuple(right.shape)}")
             errors[name] = relative_rms(found[name], right)
             if not errors[name] <= self.tolerance[name]:
+                given = self._problem.tolerance is not None
                 raise Wrong(
-                    f"{name}: relative RMS error {errors[name]:.2e} against float64,"
-                    f" wants at most {self.tolerance[name]:.2e}, {FACTOR:g} times that of plain PyTorch"
+                    f"{name}: relative RMS error {errors[name]:.2e} against {'the definition' if given else 'float64'},"
+                    f" wants at most {self.tolerance[name]:.2e}"
+                    + ("" if given else f", {FACTOR:g} times that of plain PyTorch")
                 )
         return errors
 

@@ -10,40 +10,56 @@ from pathlib import Path
 
 from benchmarks import environment
 from benchmarks.case import Case
+from benchmarks.gpu.machine import GpuLimits
 from benchmarks.limits import Limits, floor_of
 from benchmarks.measure import Outcome
+from benchmarks.work import Work
 
 RESULTS = Path(__file__).parent / "results"
 FORMAT = 1
 
 
-def case_record(case: Case, outcomes: Mapping[str, Outcome], limits: Limits) -> dict[str, object]:
-    """One case as plain values; times in seconds.
+def case_record(case: Case, outcomes: Mapping[str, Outcome], limits: Limits | GpuLimits) -> dict[str, object]:
+    """One case as plain values; times in seconds, memory in bytes.
 
-    A variant's `floor_multiple` is its median over the floor; `times_as_fast` is, for each other variant, how often
-    its median contains this one's. Variants that were not timed stand under `not_timed` with the reason.
+    `level` is "operator", "layer" or "model". A variant's `times_as_fast` is, for each other variant, how often its
+    median contains this one's; `peak_memory` what a call takes at most beyond its inputs. Operators have `work` and
+    `floor`, each variant its `floor_multiple`; layers have `tokens`; models `clips`, variants `clips_per_second`.
+    Variants that were not timed stand under `not_timed` with the reason.
     """
-    floor = floor_of(case.work, limits)
     timed = {name: outcome for name, outcome in outcomes.items() if outcome.times}
-    return {
+    row = {
+        "level": case.level,
         "case": case.name,
         "operator": case.operator,
         "shape": case.shape,
         "dtype": str(case.dtype).removeprefix("torch."),
         "passes": case.passes,
-        "work": asdict(case.work),
-        "floor": floor.as_dict(),
-        "variants": {
-            name: {
-                **timing(outcome),
-                "floor_multiple": outcome.median / floor.total,
-                "times_as_fast": {other: timed[other].median / outcome.median for other in timed if other != name},
-                "errors": outcome.errors,
-            }
-            for name, outcome in timed.items()
-        },
-        "not_timed": {name: str(outcome.failure) for name, outcome in outcomes.items() if outcome.failure},
+        **case.facts,
     }
+    if case.work is not None:
+        row |= {"work": asdict(case.work), "floor": floor_record(case.work, limits)}
+    rows = row["variants"] = {}
+    for name, outcome in timed.items():
+        rows[name] = timings(outcome)
+        if case.work is not None:
+            rows[name]["floor_multiple"] = outcome.median / row["floor"]["total"]
+        if "clips" in case.facts:
+            rows[name]["clips_per_second"] = case.facts["clips"] / outcome.median
+        rows[name]["times_as_fast"] = {other: timed[other].median / outcome.median for other in timed if other != name}
+        rows[name] |= {"peak_memory": outcome.peak, "errors": outcome.errors, **outcome.facts}
+        if outcome.not_replayed:
+            rows[name]["not_replayed"] = outcome.not_replayed
+    row["not_timed"] = {name: str(outcome.failure) for name, outcome in outcomes.items() if outcome.failure}
+    return row
+
+
+def timings(outcome: Outcome) -> dict[str, object]:
+    """On a GPU, "device" times of replays (unless they could not be taken) and "eager" wall times; else just times."""
+    if not outcome.wall:
+        return timing(outcome)
+    eager = {"eager": timing(Outcome(outcome.wall))}
+    return eager if outcome.not_replayed else {"device": timing(outcome), **eager}
 
 
 def timing(outcome: Outcome) -> dict[str, object]:
@@ -56,7 +72,12 @@ def timing(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def run_record(cases: list[dict[str, object]], limits: Limits, load_before) -> dict[str, object]:
+def floor_record(work: Work, limits: Limits | GpuLimits) -> dict[str, object]:
+    """Seconds that `work` takes at least on the machine of these limits, and what they are made of."""
+    return floor_of(work, limits).as_dict() if isinstance(limits, Limits) else limits.floor(work)
+
+
+def run_record(cases: list[dict[str, object]], limits: Limits | GpuLimits, load_before) -> dict[str, object]:
     """A whole run. `cases` are those of `case_record`, with floors by these limits."""
     return {**circumstances(load_before), "limits": asdict(limits), "cases": cases}
 
@@ -89,32 +110,44 @@ def table(record: dict[str, object]) -> list[str]:
     """Lines for a terminal: the limits, then each case with its floor and a row a variant, medians compared."""
     limits = record["limits"]
     lines = [
-        f"limits ({limits['source']}, {limits['threads']} threads): copy {limits['copy'] / 1e9:.1f} GB/s,"
-        f" {limits['operations'] / 1e9:.0f} GFLOP/s, {limits['exponentials'] / 1e9:.2f} G exponentials/s"
+        f"limits ({limits.get('source', 'device')}, {limits.get('threads', 'no')} threads):"
+        f" copy {limits['copy'] / 1e9:.1f} GB/s, {limits['operations'] / 1e9:.0f} GFLOP/s,"
+        f" {limits['exponentials'] / 1e9:.2f} G exponentials/s"
     ]
-    for case in record["cases"]:
-        floor = case["floor"]
-        lines += [
-            "",
-            case["case"],
+    return [*lines, *(line for case in record["cases"] for line in case_lines(case))]
+
+
+def case_lines(case: dict[str, object]) -> list[str]:
+    """Those of one case."""
+    lines, floor = ["", case["case"]], case.get("floor")
+    if floor:
+        lines.append(
             f"  floor {duration(floor['total'])} = max(bytes {duration(floor['bytes'])},"
-            f" operations {duration(floor['operations'])}) + exponentials {duration(floor['exponentials'])}",
-        ]
-        if case["variants"]:
-            lines.append(
-                f"  {'':14} {'median':>9} {'quartiles':>20} {'minimum':>9} {'rounds':>6} {'x floor':>8}"
-                "  times as fast as slower ones"
-            )
-        for name, row in case["variants"].items():
-            lower, upper = row["quartiles"]
-            slower = (f"{other} {times:.2f}" for other, times in row["times_as_fast"].items() if times > 1)
-            lines.append(
-                f"  {name:14} {duration(row['median']):>9} {duration(lower) + ' .. ' + duration(upper):>20}"
-                f" {duration(row['minimum']):>9} {row['rounds']:>6} {row['floor_multiple']:>8.2f}"
-                f"  {', '.join(slower)}".rstrip()
-            )
-        lines += [f"  {name:14} not timed: {reason}" for name, reason in case["not_timed"].items()]
-    return lines
+            f" operations {duration(floor['operations'])}) + exponentials {duration(floor['exponentials'])}"
+            if "binding" not in floor
+            else f"  floor {duration(floor['total'])}, by {floor['binding']}"
+        )
+    width = max(14, *map(len, [*case["variants"], *case["not_timed"]]))
+    own = {"floor_multiple": "x floor", "clips_per_second": "clips/s"}
+    own = {name: head for name, head in own.items() if any(name in row for row in case["variants"].values())}
+    if case["variants"]:
+        lines.append(
+            f"  {'':{width}} {'median':>9} {'quartiles':>20} {'minimum':>9} {'rounds':>6}"
+            + "".join(f" {head:>8}" for head in own.values())
+            + f" {'peak MB':>8}  times as fast as slower ones"
+        )
+    for name, row in case["variants"].items():
+        row = row | (row.get("device") or row.get("eager") or {})
+        lower, upper = row["quartiles"]
+        slower = (f"{other} {times:.2f}" for other, times in row["times_as_fast"].items() if times > 1)
+        peak = "-" if row["peak_memory"] is None else f"{row['peak_memory'] / 1e6:.1f}"
+        lines.append(
+            f"  {name:{width}} {duration(row['median']):>9} {duration(lower) + ' .. ' + duration(upper):>20}"
+            f" {duration(row['minimum']):>9} {row['rounds']:>6}"
+            + "".join(f" {row[figure]:>8.2f}" for figure in own)
+            + f" {peak:>8}  {', '.join(slower)}".rstrip()
+        )
+    return lines + [f"  {name:{width}} not timed: {reason}" for name, reason in case["not_timed"].items()]
 
 
 def duration(seconds: float) -> str:
