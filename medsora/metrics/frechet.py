@@ -58,11 +58,16 @@ def frechet_motion_distance(
     return frechet_distance(*gaussians)
 
 
+def regularised(covariance: np.ndarray) -> np.ndarray:
+    """A sample covariance (D, D) of `MotionFeatures` as the motion distance takes it: half of it, half of its diagonal,
+    and 0.01 on the diagonal."""
+    diagonal = np.diag(np.diag(covariance))
+    return (1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal + FLOOR * np.eye(len(covariance))
+
+
 def _gaussian(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and regularised covariance of features (N, D)."""
-    sample = np.cov(values, rowvar=False)
-    diagonal = np.diag(np.diag(sample))
-    return values.mean(axis=0), (1 - SHRINKAGE) * sample + SHRINKAGE * diagonal + FLOOR * np.eye(len(sample))
+    return values.mean(axis=0), regularised(np.cov(values, rowvar=False))
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
