@@ -45,26 +45,73 @@ def write_mp4(path: str | os.PathLike, frames: np.ndarray, fps: float, synthetic
 
 def encode_mp4(frames: np.ndarray, fps: float, synthetic: bool = True) -> bytes:
     """The bytes of `write_mp4`."""
-    import av
-
-    frames, fps = _check_frames(frames), _check_fps(fps)
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as container:
-        if synthetic:
-            container.metadata["title"] = container.metadata["comment"] = SYNTHETIC_MARK
-        if "libx264" in av.codecs_available:
-            stream = container.add_stream("libx264", rate=_rate(fps), options={"crf": "16", "preset": "medium"})
-        else:
-            stream = container.add_stream("mpeg4", rate=_rate(fps), options={"qscale": "2"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.codec_context.thread_count = 1  # the same bytes on any machine
-        for frame in frames:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
+    with Mp4Writer(buffer, fps, synthetic) as writer:
+        writer.add(frames)
     return buffer.getvalue()
+
+
+class Mp4Writer:
+    """An mp4 that grows piece by piece, in memory that does not depend on its length; a context manager.
+
+    target: a path or a binary file object to write to. The bytes are those of `write_mp4` for all frames at once.
+    Leaving the block after an error closes the file as it is. Raises ValueError as `write_mp4` does, and for pieces of
+    different sizes.
+    """
+
+    def __init__(self, target: str | os.PathLike | io.BytesIO, fps: float, synthetic: bool = True):
+        self._target, self._fps, self._synthetic = target, _check_fps(fps), synthetic
+        self._container = self._stream = self._size = None
+
+    def __enter__(self) -> Mp4Writer:
+        import av
+
+        target = self._target if hasattr(self._target, "write") else str(self._target)
+        self._container = av.open(target, "w", format="mp4")
+        return self
+
+    def add(self, frames: np.ndarray) -> None:
+        """Appends frames, uint8 (T, H, W, 3)."""
+        import av
+
+        frames = _check_frames(frames)
+        if self._stream is None:
+            self._begin(frames.shape[1:3])
+        if frames.shape[1:3] != self._size:
+            raise UserError(f"frames: got {frames.shape[1:3]} pixels, wants {self._size} as before")
+        frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+        for frame in frames:
+            self._mux(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+
+    def __exit__(self, kind, *rest) -> None:
+        with self._container:
+            if kind is None and self._stream is not None:
+                self._mux(None)  # what the encoder still holds
+
+    def _begin(self, size: tuple[int, int]) -> None:
+        import av
+
+        self._size = size
+        if self._synthetic:
+            self._container.metadata["title"] = self._container.metadata["comment"] = SYNTHETIC_MARK
+        codec, options = ("libx264", {"crf": "16", "preset": "medium"})
+        if codec not in av.codecs_available:
+            codec, options = "mpeg4", {"qscale": "2"}
+        self._stream = self._container.add_stream(codec, rate=_rate(self._fps), options=options)
+        self._stream.height, self._stream.width = (side + side % 2 for side in size)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.thread_count = 1  # the same bytes on any machine
+
+    def _mux(self, frame) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+
+def write_png(path: str | os.PathLike, frame: np.ndarray, synthetic: bool = True) -> None:
+    """Writes one frame, uint8 (H, W, 3); synthetic: puts the mark into the PNG's Comment text."""
+    from PIL import Image
+
+    write_bytes(path, _encode_png(Image.fromarray(_check_frames(frame[None])[0]), synthetic))
 
 
 def write_gif(path: str | os.PathLike, frames: np.ndarray, fps: float, synthetic: bool = True) -> None:
@@ -105,8 +152,6 @@ def contact_sheet(
     labels: a line above each row. Small frames are enlarged by a whole factor (bicubic), so that they can be judged.
     synthetic: puts the mark into the PNG's Comment text. Raises ValueError for other videos, columns or labels.
     """
-    from PIL.PngImagePlugin import PngInfo
-
     videos = [_check_frames(video, "videos") for video in videos]
     if not videos or len({video.shape[1:] for video in videos}) != 1:
         sizes = sorted({f"{video.shape[1]} x {video.shape[2]}" for video in videos})
@@ -115,12 +160,19 @@ def contact_sheet(
         raise UserError(f"columns: got {columns}, wants at least 1")
     if labels is not None and len(labels) != len(videos):
         raise UserError(f"labels: got {len(labels)} for {len(videos)} videos, wants one each")
+    write_bytes(path, _encode_png(_draw_sheet(videos, columns, labels), synthetic))
+
+
+def _encode_png(picture, synthetic: bool) -> bytes:
+    """A PIL picture as the bytes of a PNG."""
+    from PIL.PngImagePlugin import PngInfo
+
     information = PngInfo()
     if synthetic:
         information.add_text("Comment", SYNTHETIC_MARK)
     buffer = io.BytesIO()
-    _draw_sheet(videos, columns, labels).save(buffer, format="PNG", optimize=True, pnginfo=information)
-    write_bytes(path, buffer.getvalue())
+    picture.save(buffer, format="PNG", optimize=True, pnginfo=information)
+    return buffer.getvalue()
 
 
 def read_mark(path: str | os.PathLike) -> str | None:

@@ -200,7 +200,11 @@ class MedSoraPipeline(DiffusionPipeline):
         if num_frames is not None:
             check_whole("num_frames", num_frames, 1)
         window = self.config.num_frames if window is None else window
-        self.vae.latent_frames(window)
+        check_whole("window", window, 1)
+        try:
+            self.vae.latent_frames(window)
+        except ValueError as error:
+            raise ValueError(str(error).replace("num_frames", "window", 1)) from None
         counts = self.config.given_frames
         if overlap is None:
             overlap = max((count for count in counts if count < window), default=min(counts))

@@ -51,7 +51,7 @@ def class_numbers(
         return None
     if not classes:
         raise ValueError(f"class_labels: got {class_labels!r}, wants None: this model was trained without classes")
-    wants = f"numbers from 0 to {classes - 1}" + (f", or of {', '.join(names)}" if names else "")
+    wants = f"numbers from 0 to {classes - 1}" + (f", or one of {', '.join(names)}" if names else "")
     labels = torch.zeros(0)
     try:
         one = isinstance(class_labels, str) or np.ndim(class_labels) == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,10 @@ Samples videos from a model that `python -m medsora.train` made, and writes vide
 contact-sheet.png of the first eight, and samples.json, which says how they were made. Every file carries a mark that it
 is synthetic. The videos are for research only and not for diagnosis.
 
+With --num-frames beyond --window, a video is made window by window, each going on from the last frames of the one
+before, and written as it grows: any length, in the memory of one window. That needs a model trained with
+--denoiser.model '{"first_frame_conditioning": true}'. With --num-frames 1, pictures are made (image-00000.png ...).
+
 Video i depends on the model, the settings and (seed, i) alone: not on how many are made, nor, but for rounding, on
 --batch-size. The same command again makes only what is missing, so an interrupted one goes on, and a larger
 --num-videos adds to what is there.
@@ -28,7 +34,8 @@ examples:
   python -m medsora.sample --model runs/tiny
   python -m medsora.sample --model runs/tiny --num-videos 16 --steps 100 --seed 7 --gif
   python -m medsora.sample --model runs/mine --scheduler dpm-solver++ --steps 20 --output out/fast
-  python -m medsora.sample --model runs/mine --class-label 1 --guidance-scale 2
+  python -m medsora.sample --model runs/mine --class-label polyp --guidance-scale 2
+  python -m medsora.sample --model runs/mine --num-frames 160 --num-videos 2
   torchrun --nproc-per-node=8 -m medsora.sample --model runs/mine --num-videos 2048 --batch-size 16
 """
 
@@ -55,10 +62,14 @@ def _sample(options, processes: Processes) -> int:
 
     if options.num_videos < 1:
         raise UserError(f"--num-videos: got {options.num_videos}, wants 1 or more")
+    if options.gif and options.num_frames == 1:
+        raise UserError("--gif: got pictures (--num-frames 1), wants videos")
     if options.fps is not None and not 0 < options.fps <= 1000:
         raise UserError(f"--fps: got {options.fps}, wants frames a second above 0, at most 1000")
     hashes = model_hashes(options.model)
     pipeline = load_pipeline(options.model, options.device)
+    if options.compile:
+        _compile(pipeline)
     call = _call(options, pipeline)
     settings = _settings(options, call, pipeline)
     folder = SampleFolder(options.output or Path(options.model) / "generated" / f"seed-{options.seed}", processes)
@@ -78,19 +89,43 @@ def _sample(options, processes: Processes) -> int:
 
 
 def _make(pipeline: MedSoraPipeline, call: dict, folder: SampleFolder, batches: list[list[int]], options) -> None:
-    """Samples batches of neighbouring videos and writes each batch when it is done."""
-    from medsora.media import to_uint8
+    """Samples batches of neighbouring videos; each is written when it is done, or, if long, as it grows."""
+    from medsora.long_videos import count_windows
     from medsora.training.progress import step_bar
 
-    steps = sum(map(len, batches)) * options.steps
+    steps = sum(map(len, batches)) * pipeline.count_predictions(options.steps, options.scheduler)
+    if "overlap" in call:
+        steps *= count_windows(call["num_frames"], call["window"], call["overlap"])
     with step_bar("sampling", 0, steps, shown=bool(batches) and folder.processes.is_first) as bar:
         for batch in batches:
-            made = pipeline(
-                **call, num_videos=len(batch), first_index=batch[0], batch_size=len(batch), on_step=bar.update,
-                progress=False,
-            ).videos  # fmt: skip
-            for index, frames in zip(batch, to_uint8(made)):
-                folder.add(index, frames)
+            shared = call | {"num_videos": len(batch), "first_index": batch[0], "progress": False}
+            if "overlap" in call:
+                chunks = pipeline.long(**shared, on_step=bar.update)
+            else:
+                chunks = [pipeline(**shared, batch_size=len(batch), on_step=bar.update).videos]
+            _write(folder, batch, chunks)
+
+
+def _write(folder: SampleFolder, batch: list[int], chunks: Iterable[np.ndarray]) -> None:
+    """Writes videos (N, t, H, W, 3) that come chunk by chunk; all of them are there at the end, or none."""
+    from medsora.media import to_uint8
+
+    with contextlib.ExitStack() as files:
+        appends = [files.enter_context(folder.writing(index)) for index in batch]
+        for chunk in chunks:
+            for append, frames in zip(appends, to_uint8(chunk)):
+                append(frames)
+
+
+def _compile(pipeline: MedSoraPipeline) -> None:
+    """Compiles the denoiser; UserError where torch.compile would find no compiler for this device."""
+    import os
+    import shutil
+
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if pipeline.device.type == "cpu" and not any(map(shutil.which, names)):
+        raise UserError(f"--compile: found no C++ compiler ({' or '.join(names)}), which torch.compile needs here")
+    pipeline.compile_denoiser()
 
 
 def neighbours(numbers: list[int], most: int) -> list[list[int]]:
@@ -109,24 +144,45 @@ def _call(options, pipeline: MedSoraPipeline) -> dict:
     default = pipeline.config
     height = default.height if options.height is None else options.height
     width = default.width if options.width is None else options.width
-    first = options.first_frame
+    first, label = options.first_frame, options.class_label
+    window = default.num_frames if options.window is None else options.window
+    num_frames = window if options.num_frames is None else options.num_frames
+    names = default.class_names or []
     call = {
-        "num_frames": default.num_frames if options.num_frames is None else options.num_frames,
+        "num_frames": num_frames,
         "height": height,
         "width": width,
         "num_inference_steps": options.steps,
         "scheduler": options.scheduler,
         "seed": options.seed,
-        "class_labels": options.class_label,
+        "class_labels": names.index(label) if label in names else _number(label),
         "guidance_scale": options.guidance_scale,
         "first_frame": None if first is None else read_first_frame(first, height, width),
     }
     try:
-        pipeline.check_inputs(**call, batch_size=options.batch_size)
+        if num_frames <= window:
+            if options.overlap is not None:
+                raise UserError(f"--overlap: got {options.overlap}, wants --num-frames above the {window} of a window")
+            pipeline.check_inputs(**call, batch_size=options.batch_size)
+            return call
+        if not pipeline.denoiser.config.first_frame_conditioning:
+            raise UserError(
+                f"--num-frames: got {num_frames}, wants at most the {window} of a window: this model was trained "
+                "without given first frames, from which the next window would go on"
+            )
+        window, overlap = pipeline.long_shape(num_frames, window, options.overlap)
+        pipeline.check_inputs(**call | {"num_frames": window}, overlap=overlap, batch_size=options.batch_size)
+        return call | {"window": window, "overlap": overlap}
+    except UserError:
+        raise
     except ValueError as error:
         name, colon, rest = str(error).partition(":")
         raise UserError(f"{OPTIONS.get(name, '--' + name.replace('_', '-'))}{colon}{rest}") from None
-    return call
+
+
+def _number(label: str | None) -> int | str | None:
+    """A class's number as such; a word is left to be refused as no class."""
+    return int(label) if label is not None and label.removeprefix("-").isdecimal() else label
 
 
 def _settings(options, call: dict, pipeline: MedSoraPipeline) -> dict:
@@ -134,7 +190,7 @@ def _settings(options, call: dict, pipeline: MedSoraPipeline) -> dict:
     import hashlib
 
     first = call["first_frame"]
-    return {
+    return {name: call[name] for name in ("window", "overlap") if name in call} | {
         "seed": options.seed,
         "steps": options.steps,
         "scheduler": options.scheduler or _scheduler_name(pipeline.scheduler),
@@ -143,7 +199,7 @@ def _settings(options, call: dict, pipeline: MedSoraPipeline) -> dict:
         "width": call["width"],
         "fps": float(pipeline.config.fps if options.fps is None else options.fps),
         "guidance_scale": float(options.guidance_scale),
-        "class_label": options.class_label,
+        "class_label": call["class_labels"],
         "first_frame": None if first is None else "sha256:" + hashlib.sha256(first.tobytes()).hexdigest(),
     }
 
@@ -220,17 +276,25 @@ def _parser():
     add("--num-videos", type=int, default=4, help="Videos to have in the end, numbers 0 to N - 1.")
     add("--steps", type=int, default=50, help="Denoising steps; more take longer and are closer to the model.")
     add("--seed", type=int, default=0, help="Decides every random draw, together with a video's number.")
-    add("--scheduler", type=str | None, default=None, help='"ddim", "ddpm" or "dpm-solver++"; null: the model\'s own.')
-    add("--num-frames", type=int | None, default=None, help="1, 8k or 8k + 1 frames; null: as in training.")
+    add("--scheduler", type=str | None, default=None, help='"ddim", "ddpm", "dpm-solver++" or "heun"; null: the '
+        "model's own.")  # fmt: skip
+    add("--num-frames", type=int | None, default=None, help="1, 8k or 8k + 1 frames, or any number above --window; "
+        "null: as in training.")  # fmt: skip
+    add("--window", type=int | None, default=None, help="Frames made at once, 1, 8k or 8k + 1; null: as in training.")
+    add("--overlap", type=int | None, default=None, help="Frames that a window of a longer video is given, 1, 8 or 9; "
+        "null: the most the model was trained with.")  # fmt: skip
     add("--height", type=int | None, default=None, help="Pixels; null: as in training.")
     add("--width", type=int | None, default=None, help="Pixels; null: as in training.")
     add("--fps", type=float | None, default=None, help="Frames a second of the files; null: as in training.")
     add("--output", type=str | None, default=None, help="Folder of the videos; null: MODEL/generated/seed-SEED.")
     add("--batch-size", type=int, default=4, help="Videos sampled together; decides memory and speed.")
     add("--guidance-scale", type=float, default=1.0, help="How strongly label or first frame guide; 1: not extra.")
-    add("--class-label", type=int | None, default=None, help="Number of the class to show, for a model with classes.")
+    add("--class-label", type=str | None, default=None, help="Name or number of the class to show, for a model with "
+        "classes.")  # fmt: skip
     add("--first-frame", type=str | None, default=None, help="A picture or video that the videos begin like.")
-    add("--gif", action="store_true", help="Write each video as gif as well.")
+    add("--gif", action="store_true", help="Write each video as gif as well; each whole in memory.")
+    add("--compile", action="store_true", help="Compile the denoiser first (torch.compile; on CUDA with graph "
+        "capture): takes a while, then each step is faster.")  # fmt: skip
     add("--device", type=str, default="auto", help='"auto", "cpu", "cuda", "cuda:1", "mps".')
     return parser
 

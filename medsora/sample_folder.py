@@ -6,21 +6,21 @@ when its file has the hash that is recorded, so neither a killed command nor a d
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import os
 import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from medsora.errors import UserError
-from medsora.files import TEMPORARY_PREFIX, file_sha256, write_bytes, write_json
+from medsora.files import TEMPORARY_PREFIX, file_sha256, replacing, write_json
 from medsora.processes import ALONE, Processes, RecordParts
 
-if TYPE_CHECKING:
-    import numpy as np
-
 SHEET_VIDEOS = 8
+SHEET_COLUMNS = 8
 
 
 class SampleFolder:
@@ -36,8 +36,8 @@ class SampleFolder:
         self._parts, self._added = RecordParts(self.record_file, processes), {}
 
     def video(self, index: int) -> Path:
-        """The file of video `index`."""
-        return self.path / f"video-{index:05d}.mp4"
+        """The file of video `index`; a picture where videos have one frame."""
+        return self.path / (f"image-{index:05d}.png" if self._holds_images else f"video-{index:05d}.mp4")
 
     def open(self, model: str | os.PathLike, hashes: dict[str, str], settings: dict) -> None:
         """Claims the folder for these settings and this model, or goes on with it.
@@ -79,13 +79,26 @@ class SampleFolder:
 
     def add(self, index: int, frames: np.ndarray) -> None:
         """Writes video `index`, uint8 (T, H, W, 3), and records it."""
-        from medsora.media import encode_mp4
+        with self.writing(index) as add:
+            add(frames)
 
-        data = encode_mp4(frames, self.record["settings"]["fps"])
+    @contextlib.contextmanager
+    def writing(self, index: int) -> Iterator[Callable[[np.ndarray], None]]:
+        """Yields a function that appends frames, uint8 (T, H, W, 3), to video `index`.
+
+        The file is there, and recorded, once the block has ended without an error; until then nothing is. A video of
+        one frame is a picture.
+        """
+        from medsora.media import Mp4Writer, write_png
+
         path = self.video(index)
         path.with_suffix(".gif").unlink(missing_ok=True)
-        write_bytes(path, data)
-        self._added[path.name] = {"index": index, "sha256": hashlib.sha256(data).hexdigest()}
+        if self._holds_images:
+            yield lambda frames: write_png(path, frames[0])
+        else:
+            with replacing(path) as temporary, Mp4Writer(temporary, self.record["settings"]["fps"]) as writer:
+                yield writer.add
+        self._added[path.name] = {"index": index, "sha256": file_sha256(path)}
         if self.processes.count > 1:
             self._parts.write(self._added)
         else:
@@ -104,16 +117,39 @@ class SampleFolder:
         self._parts.clear()
 
     def finish(self, count: int, gif: bool) -> None:
-        """Writes the contact sheet of the first videos and, on request, each video's gif, from the mp4 files."""
+        """Writes the contact sheet of the first videos and, on request, each video's gif, from the files."""
         from medsora.data.readers import read_video
         from medsora.media import contact_sheet, write_gif
 
-        shown = [read_video(self.video(index)).frames for index in range(min(count, SHEET_VIDEOS))]
-        labels = [f"seed {self.record['settings']['seed']}, video {index}" for index in range(len(shown))]
-        contact_sheet(self.path / "contact-sheet.png", shown, labels=labels)
+        numbers, seed = range(min(count, SHEET_VIDEOS)), self.record["settings"]["seed"]
+        if self._holds_images:
+            rows = [range(i, min(i + SHEET_COLUMNS, count)) for i in range(0, count, SHEET_COLUMNS)][:SHEET_VIDEOS]
+            shown = [np.concatenate([self._glance(index) for index in row]) for row in rows]
+            labels = [f"seed {seed}, images {row[0]} to {row[-1]}" for row in rows]
+        else:
+            shown = [self._glance(index) for index in numbers]
+            labels = [f"seed {seed}, video {index}" for index in numbers]
+        contact_sheet(self.path / "contact-sheet.png", shown, SHEET_COLUMNS, labels)
         for path in (self.video(index) for index in range(count if gif else 0)):
             if not path.with_suffix(".gif").exists():
                 write_gif(path.with_suffix(".gif"), read_video(path).frames, self.record["settings"]["fps"])
+
+    @property
+    def _holds_images(self) -> bool:
+        return self.record["settings"]["num_frames"] == 1
+
+    def _glance(self, index: int) -> np.ndarray:
+        """What a contact sheet shows of a video, its evenly spaced frames, uint8 (t, H, W, 3); others are not kept."""
+        from PIL import Image
+
+        from medsora.data.readers import open_recording
+
+        if self._holds_images:
+            return np.asarray(Image.open(self.video(index)))[None]
+        total = self.record["settings"]["num_frames"]
+        wanted = set(np.linspace(0, total - 1, min(SHEET_COLUMNS, total)).round().astype(int).tolist())
+        frames = enumerate(open_recording(self.video(index)).frames())
+        return np.stack([frame for number, frame in frames if number in wanted])
 
     def _is_whole(self, path: Path) -> bool:
         known = self.record["videos"].get(path.name)

@@ -136,7 +136,7 @@ def test_memory_does_not_depend_on_the_length(pipeline):
 WRONG = [
     (dict(num_frames=0), "num_frames: got 0, wants 1 or more"),
     (dict(num_frames=2.5), "num_frames: got 2.5, wants 1 or more"),
-    (dict(window=12), r"num_frames: got 12, wants 1, 8k or 8k \+ 1 frames"),
+    (dict(window=12), r"window: got 12, wants 1, 8k or 8k \+ 1 frames"),
     (dict(overlap=2), "overlap: got 2, wants the number of frames this model was given in training, 1, 8 or 9"),
     (dict(overlap=8), "overlap: got 8, wants fewer than the 8 frames of a window"),
     (dict(window=1), "overlap: got 1, wants fewer than the 1 frames of a window"),

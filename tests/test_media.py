@@ -68,6 +68,15 @@ def test_the_same_frames_give_the_same_bytes(clip):
     assert media.encode_mp4(clip, 10) == media.encode_mp4(clip, 10)
 
 
+def test_an_mp4_that_grows_in_pieces_is_that_of_all_frames(tmp_path, clip):
+    with media.Mp4Writer(tmp_path / "a.mp4", 10) as writer:
+        for piece in (clip[:1], clip[1:7], clip[7:]):
+            writer.add(piece)
+        with pytest.raises(ValueError, match=r"frames: got \(24, 32\) pixels, wants \(48, 64\) as before"):
+            writer.add(clip[:, :24, :32])
+    assert (tmp_path / "a.mp4").read_bytes() == media.encode_mp4(clip, 10)
+
+
 def test_gif_comes_back(tmp_path, clip):
     media.write_gif(tmp_path / "a.gif", clip, 10)
     with Image.open(tmp_path / "a.gif") as gif:

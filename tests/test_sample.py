@@ -165,6 +165,11 @@ def test_a_folder_keeps_to_its_settings_and_model(model, own_model, tmp_path, ca
         (("--first-frame", "nowhere.png"), "--first-frame: nowhere.png cannot be read"),
         (("--first-frame", "nowhere.mp4"), "--first-frame: nowhere.mp4 cannot be read"),
         (("--device", "abacus"), "--device: got 'abacus', which cannot be used here"),
+        (("--num-frames", "20", "--window", "12"), "--window: got 12, wants 1, 8k or 8k + 1 frames"),
+        (("--num-frames", "20", "--overlap", "2"), "--overlap: got 2, wants the number of frames this model was given"),
+        (("--num-frames", "20", "--overlap", "8"), "--overlap: got 8, wants fewer than the 8 frames of a window"),
+        (("--overlap", "1"), "--overlap: got 1, wants --num-frames above the 8 of a window"),
+        (("--num-frames", "20", "--class-label", "3"), "--class-label: got 3, wants numbers from 0 to 2"),
         (("--steps", "many"), "steps"),
         (("--stepps", "3"), "stepps"),
     ],
@@ -172,6 +177,84 @@ def test_a_folder_keeps_to_its_settings_and_model(model, own_model, tmp_path, ca
 def test_a_bad_option_is_one_sentence_and_leaves_no_folder(model, tmp_path, capsys, arguments, words):
     said = refused(capsys, "--model", model, "--output", tmp_path / "out", *arguments)
     assert words in said and not (tmp_path / "out").exists()
+
+
+class TestLongVideos:
+    def test_the_file_grows_with_the_windows_and_is_that_of_the_pipeline(self, model, tmp_path, capsys):
+        out = tmp_path / "out"
+        run = ("--model", model, *QUICK, "--num-videos", 2, "--overlap", 1, "--output", out)
+        assert call(*run, "--num-frames", 20, "--class-label", 1) == 0
+        assert "18/18" in capsys.readouterr().err  # 2 videos, 3 windows, 3 steps
+        chunks = micro_pipeline().long(
+            20, num_videos=2, overlap=1, num_inference_steps=3, class_labels=1, progress=False
+        )
+        frames = to_uint8(np.concatenate(list(chunks), axis=1))
+        for index in range(2):
+            assert (out / f"video-0000{index}.mp4").read_bytes() == encode_mp4(frames[index], 5.0)
+        with Image.open(out / "contact-sheet.png") as sheet:
+            assert sheet.width > 8 * 32
+        settings = json.loads((out / "samples.json").read_text())["settings"]
+        assert (settings["num_frames"], settings["window"], settings["overlap"]) == (20, 8, 1)
+        assert call(*run, "--num-frames", 20, "--class-label", 1) == 0
+        assert "sampling  0 video(s), 2 are there already" in capsys.readouterr().out
+
+    def test_what_stops_on_the_way_leaves_no_file(self, model, tmp_path, monkeypatch, capsys):
+        from medsora import MedSoraPipeline
+
+        windows = MedSoraPipeline._windows
+
+        def stopped(*arguments):
+            for number, window in enumerate(windows(*arguments)):
+                if number == 2:
+                    raise KeyboardInterrupt
+                yield window
+
+        monkeypatch.setattr(MedSoraPipeline, "_windows", stopped)
+        run = ("--model", model, *QUICK, "--num-videos", 2, "--overlap", 1, "--output", tmp_path)
+        assert call(*run, "--num-frames", 30) == 130
+        assert [p.name for p in tmp_path.iterdir()] == ["samples.json"]
+
+    def test_windows_of_another_length(self, model, tmp_path):
+        run = ("--model", model, "--steps", 1, "--num-videos", 1, "--output", tmp_path)
+        assert call(*run, "--num-frames", 27, "--window", 16) == 0
+        assert video(tmp_path, 0).shape == (27, 32, 32, 3)
+        assert json.loads((tmp_path / "samples.json").read_text())["settings"]["overlap"] == 9
+
+    def test_a_model_that_cannot_go_on(self, tmp_path, capsys):
+        micro_pipeline(first_frame_conditioning=False, num_classes=0).save_pretrained(tmp_path / "plain")
+        run = ("--model", tmp_path / "plain", *QUICK)
+        said = refused(capsys, *run, "--num-frames", 20)
+        assert "--num-frames: got 20, wants at most the 8 of a window: this model was trained without" in said
+        assert call(*run, "--num-videos", 1, "--num-frames", 24, "--window", 24) == 0
+        assert "--class-label: got 1, wants None: this model was trained without classes" in refused(
+            capsys, *run, "--class-label", 1
+        )
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "black.png")
+        said = refused(capsys, *run, "--first-frame", tmp_path / "black.png")
+        assert "--first-frame: got frames, wants None: this model was trained without given first frames" in said
+
+
+def test_pictures(model, tmp_path, capsys):
+    assert call("--model", model, *QUICK, "--num-videos", 9, "--num-frames", 1, "--output", tmp_path) == 0
+    expected = micro_pipeline()(num_videos=9, num_frames=1, num_inference_steps=3, progress=False).videos
+    for index in range(9):
+        path = tmp_path / f"image-0000{index}.png"
+        assert read_mark(path) == SYNTHETIC_MARK
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - to_uint8(expected)[index, 0]).max() <= 1
+    assert (tmp_path / "contact-sheet.png").is_file() and not list(tmp_path.glob("*.mp4"))
+    assert "--gif: got pictures" in refused(capsys, "--model", model, "--num-frames", 1, "--gif")
+
+
+def test_a_class_by_its_name(tmp_path, capsys):
+    """Names that look like numbers are names."""
+    pipeline = micro_pipeline()
+    pipeline.register_to_config(class_names=["0", "10", "2"])
+    pipeline.save_pretrained(tmp_path / "model")
+    run = ("--model", tmp_path / "model", *QUICK, "--num-videos", 1)
+    assert call(*run, "--class-label", "10", "--output", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "samples.json").read_text())["settings"]["class_label"] == 1
+    said = refused(capsys, *run, "--class-label", "polyp")
+    assert "--class-label: got 'polyp', wants numbers from 0 to 2, or one of 0, 10, 2" in said
 
 
 class TestBrokenModels:
