@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsora.alignment.flow import flow_image
+from medsora.pretrained import locate
 
 # Radii, in tokens, of the neighbourhoods whose statistics make one layer each.
 RADII = (0, 1, 2)
@@ -115,11 +116,15 @@ def encoder_features(flows: np.ndarray, grid: tuple[int, int], weights: str, ima
 
 @functools.lru_cache(maxsize=1)
 def load_encoder(weights: str):
-    """The encoder in evaluation mode. Raises ValueError if it is not found, no vision transformer, or does not fit."""
+    """The encoder in evaluation mode. weights: as `medsora.pretrained.locate` takes them.
+
+    Raises ValueError if it is not found, no vision transformer, or does not fit.
+    """
+    folder = locate("dino", weights, "representation_weights").path
     from transformers import AutoModel
 
     try:
-        model, report = AutoModel.from_pretrained(weights, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"representation_weights: cannot load {weights!r} as a transformers model: {str(error).splitlines()[0]}"

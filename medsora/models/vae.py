@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsora.models.compensation import COMPENSATIONS, attach_compensation
+from medsora.pretrained import locate
 
 # A pipeline recognises a component class only if the module that defines it also holds the name ModelMixin.
 __all__ = ["ConfigMixin", "FrequencyCompensatedVAE", "ModelMixin"]
@@ -152,7 +153,8 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
     ) -> Self:
         """Put pretrained `AutoencoderKLCogVideoX` weights under a fresh compensation.
 
-        path_or_name: a folder with config.json and weights, or a hub name; subfolder "vae" for a whole pipeline's.
+        path_or_name: a folder with config.json and weights, or a hub name, with or without a checksum (see
+            `medsora.pretrained`); subfolder: where in it the VAE is, "vae" if that is where its weights are.
         compensation_settings: compensation, spectrum_grid, detail_bands, folded_frames.
         Raises ValueError for another setting, if it cannot be read, or weights are missing, left over or of another
         shape.
@@ -163,10 +165,10 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
             )
         # Loaded as what it is: diffusers skips the initialisation of modules while it loads a model, so parameters that
         # the file lacks would hold whatever was in memory. Without low_cpu_mem_usage=False they would have none at all.
+        folder = locate("cogvideox", path_or_name, "path_or_name", subfolder).path
         try:
             backbone, found = AutoencoderKLCogVideoX.from_pretrained(
-                path_or_name,
-                subfolder=subfolder,
+                folder,
                 torch_dtype=torch_dtype,
                 low_cpu_mem_usage=False,
                 ignore_mismatched_sizes=True,

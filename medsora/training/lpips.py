@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from medsora.files import load_tensors
+from medsora.pretrained import locate
 
 # VGG16: output channels of each convolution by stage; the distance reads the last activation of each stage.
 STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -16,9 +17,10 @@ SMALLEST_SIDE = 16  # four poolings by two
 class LPIPS(nn.Module):
     """Perceptual distance of frames, frozen.
 
-    weights: a file or a folder. Together its .pth, .pt and .safetensors files hold torchvision's VGG16
-        (`features.<layer>.weight`, `.bias`; its classifier is not used) and the LPIPS linear layers
-        (`lin<stage>.model.1.weight`, version 0.1 for VGG). Read without running any code.
+    weights: a file or a folder, with or without a checksum (see `medsora.pretrained`). Together its .pth, .pt and
+        .safetensors files hold torchvision's VGG16 (`features.<layer>.weight`, `.bias`; its classifier is not used) and
+        the LPIPS linear layers (`lin<stage>.model.1.weight`, version 0.1 for VGG). Read without running any code.
+    sha256: checksum of the weights.
     forward(one, other): frames (N, 3, H, W) in [-1, 1], sides of at least 16 -> (N,) distances, 0 for equal frames.
     Raises ValueError if files are missing or do not fit.
     """
@@ -29,7 +31,7 @@ class LPIPS(nn.Module):
         self.lin = nn.ParameterList(nn.Parameter(torch.zeros(1, stage[-1], 1, 1)) for stage in STAGES)
         self.register_buffer("shift", torch.tensor(SHIFT).reshape(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).reshape(1, 3, 1, 1))
-        self._load(Path(weights))
+        self.sha256 = self._load(weights)
         self.requires_grad_(False)
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
@@ -53,8 +55,10 @@ class LPIPS(nn.Module):
             hidden = layer(hidden)
         return [*stages, hidden]
 
-    def _load(self, path: Path) -> None:
-        found = read_tensors(path)
+    def _load(self, given: str | Path) -> str:
+        """Fills the weights in; returns their checksum."""
+        located = locate("lpips", given, "lpips_weights")
+        path, found = located.path, read_tensors(located.path)
         wanted = {f"features.{k}": t for k, t in self.features.state_dict().items()}
         wanted |= {f"lin{i}.model.1.weight": weight for i, weight in enumerate(self.lin)}
         missing = sorted(wanted.keys() - found.keys())
@@ -69,6 +73,7 @@ class LPIPS(nn.Module):
         with torch.no_grad():
             for key, parameter in wanted.items():
                 parameter.copy_(found[key])
+        return located.sha256
 
 
 def vgg16_features() -> nn.Sequential:
