@@ -168,4 +168,4 @@ def local_device(device: str) -> str:
 def require_enough(processes: int, items: int, what: str) -> None:
     """Raises UserError where some process would have nothing to work on. what: the items, in the plural."""
     if processes > max(items, 1):
-        raise UserError(f"got {processes} processes for {items} {what}, wants at most {max(items, 1)}")
+        raise UserError(f"processes: got {processes}, wants at most {max(items, 1)}, the number of {what}")
