@@ -42,7 +42,9 @@ def frames(x: Tensor, grid: Grid) -> Tensor:
 
 def instants(x: Tensor, grid: Grid) -> Tensor:
     """(B, F*H*W, D) -> (B H W, F, D): one group a position, the temporal half of factorised attention."""
-    return x.view(len(x), grid[0], -1, x.shape[-1]).transpose(1, 2).reshape(-1, grid[0], x.shape[-1])
+    x = x.view(len(x), grid[0], -1, x.shape[-1]).transpose(1, 2)
+    # A view (of one video) would make nn.Linear copy its weight for every position when no gradient is asked for.
+    return x.contiguous().view(-1, grid[0], x.shape[-1])
 
 
 def windows(x: Tensor, grid: Grid) -> Tensor:
@@ -92,12 +94,11 @@ class Attention(nn.Module):
         self.plain = False
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        attended = self._attend(*self.projected(x, grid)).transpose(1, 2).flatten(-2)
+        attended = self._attend(*self.split(self.enter(self.group(x, grid)))).transpose(1, 2).flatten(-2)
         return put_back(self.leave(attended), self.group, len(x), grid)
 
-    def projected(self, x: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v: (groups, heads, tokens of one, 64) each, views of one tensor."""
-        entered = self.enter(self.group(x, grid))
+    def split(self, entered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(groups, tokens, 3 D) -> q, k and v: views (groups, heads, tokens, 64) each."""
         return entered.unflatten(-1, (3, self.heads, HEAD_WIDTH)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -139,7 +140,8 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def choose_kernels(model: nn.Module, x: Tensor, grid: Grid, backward: bool) -> dict[str, dict[str, object]]:
-    """Times SDPA's kernels for each `Attention` in `model` on tokens like x (B, F*H*W, D), and sets the fastest.
+    """Times SDPA's kernels for each `Attention` in `model`, by random numbers of the shape and type that tokens x
+    (B, F*H*W, D) would give it, and sets the fastest.
 
     Returns by the attention's group: "default", what SDPA takes by itself, "fastest", and the "seconds" of each kernel
     that can run here (few calls: they decide, they are no measurement), the pass back included if `backward`. The
@@ -151,9 +153,8 @@ def choose_kernels(model: nn.Module, x: Tensor, grid: Grid, backward: bool) -> d
             continue
         name = module.group.__name__
         if name not in found:
-            with torch.no_grad():
-                sizes = module.projected(x, grid)
-            q, k, v = (t.detach().requires_grad_(backward) for t in sizes)
+            entered = torch.randn_like(module.group(x.detach(), grid).repeat(1, 1, 3))
+            q, k, v = (t.requires_grad_(backward) for t in module.split(entered))
             few = q.numel() // HEAD_WIDTH * q.shape[2] <= SCORES
             tried = [kernel for kernel in KERNELS if few or kernel != SDPBackend.MATH]
             seconds = {kernel: t for kernel in tried if (t := _trial(kernel, q, k, v, backward)) is not None}

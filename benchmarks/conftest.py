@@ -12,7 +12,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from benchmarks import record
+from benchmarks import record, scaling
 from benchmarks.case import Unavailable
 from benchmarks.environment import load_average
 from benchmarks.gpu import machine
@@ -116,6 +116,9 @@ class Run:
             return
         terminalreporter.section("medians, multiples of the floor, memory")
         terminalreporter.write_line("\n".join(record.table(finished)))
+        if found := scaling.lines(finished["cases"]):
+            terminalreporter.section("growth with tokens")
+            terminalreporter.write_line("\n".join(found))
         if name := self.config.getoption("record"):
             path = record.path_of(name)
             record.write(finished, path)

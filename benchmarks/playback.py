@@ -31,12 +31,14 @@ class Playback:
 PLAYBACK = Playback()
 
 
-def variants_of(cases: dict[str, Case], full: frozenset[str] = frozenset()) -> list:
-    """Parameters (case, variant) of a test of these cases; those named in `full` run with --full only."""
+def variants_of(cases: dict[str, Case], full: frozenset[str | tuple[str, str]] = frozenset()) -> list:
+    """Parameters (case, variant) of a test of these cases; cases, or variants (case, name), in `full` run with --full
+    only."""
     rows = []
     for slug, case in cases.items():
         for variant in case.variants:
             marks = [pytest.mark.benchmark(group=case.name, timer=PLAYBACK)]
-            marks += [pytest.mark.compiled] * variant.compiled + [pytest.mark.full] * (slug in full)
+            marks += [pytest.mark.compiled] * variant.compiled
+            marks += [pytest.mark.full] * (slug in full or (slug, variant.name) in full)
             rows.append(pytest.param(slug, variant.name, id=f"{slug}-{variant.name}", marks=marks))
     return rows
