@@ -39,6 +39,7 @@ class DenoiserRun:
         self.objective = DiffusionObjective(settings.diffusion)
         scale = float(self.vae.config.scaling_factor)
         self.denoiser = untrained_denoiser(settings, self.vae, clips)
+        self.class_names = clips.labels if self.denoiser.config.num_classes else []
         module = denoiser_stage.DenoiserTraining(
             self.denoiser,
             self.objective,
@@ -75,7 +76,7 @@ class DenoiserRun:
         if self.accelerator.is_main_process:
             with trainer.average.applied():
                 final = self.probe.measure(self.denoiser)
-                save_denoiser(self.run, self.denoiser, self.settings)
+                save_denoiser(self.run, self.denoiser, self.settings, self.class_names)
             baseline = self._baseline()
             facts |= {"denoising_loss": final, "baseline": baseline}
             if baseline:
@@ -100,16 +101,18 @@ class DenoiserRun:
         found = json.loads(path.read_text("utf-8")) if path.is_file() else None
         return found if found and found["inputs"] == self.task.inputs else None
 
-    def _first_frames(self, dataset: Path, clips: LatentClips) -> torch.Tensor | None:
+    def _first_frames(self, dataset: Path, clips: LatentClips) -> dict[int, torch.Tensor] | None:
         if not self.denoiser.config.first_frame_conditioning:
             return None
-        from medsora.training.first_frames import first_frame_latents
+        from medsora.training.first_frames import first_frame_latents, given_counts
 
-        return first_frame_latents(dataset, clips, self.vae)
+        counts = given_counts(self.settings.denoiser.given_frames, self.settings.prepare.num_frames)
+        return first_frame_latents(dataset, clips, self.vae, counts)
 
 
 def untrained_denoiser(settings: TrainSettings, vae: FrequencyCompensatedVAE, clips: LatentClips):
-    """The denoiser as it is before the first step: the same weights at each call."""
+    """The denoiser as it is before the first step, with a class for each label: the same weights at each call."""
+    denoiser_stage.check_classes(settings.denoiser, clips.labels)
     return denoiser_stage.build_denoiser(
         settings.denoiser, vae.config.latent_channels, len(clips.labels), settings.seed
     )

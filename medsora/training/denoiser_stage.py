@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -77,8 +77,8 @@ class LatentDraws:
     """Batches of latents with the noise, timesteps and conditions they train with, each a pure function of the step.
 
     clips: cached latents. config: the denoiser's. scaling_factor: multiplies latents, for unit variance.
-    num_train_timesteps: noise levels. first_frames: (entries, C, h, w), what a denoiser that is given the first frame
-    sees of each entry; None for others.
+    num_train_timesteps: noise levels. first_frames: (entries, F, C, h, w) for each number of first frames that the
+    denoiser is given, what it sees of each entry; None for a denoiser that is given none.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class LatentDraws:
         scaling_factor: float,
         num_train_timesteps: int,
         seed: int,
-        first_frames: Tensor | None = None,
+        first_frames: dict[int, Tensor] | None = None,
     ):
         self.clips, self.settings, self.config = clips, settings, config
         self.scaling_factor, self.num_train_timesteps = scaling_factor, num_train_timesteps
@@ -117,15 +117,23 @@ class LatentDraws:
         if self.config.num_classes:
             batch["label"] = self._labels(draws, entries, step, indices)
         if kind == "video" and self.first_frames is not None:
-            batch["first_frames"] = torch.zeros_like(mean)
-            batch["first_frames"][:, 0] = self.first_frames[chosen] * self.scaling_factor
-            given = ~draws.chance("first frame dropout", step, indices, self.settings.first_frame_dropout)
-            batch["first_frames_mask"] = torch.zeros(mean.shape[:2])
-            batch["first_frames_mask"][:, 0] = given.float()
+            batch |= self._given(draws, chosen, step, indices, mean)
         if entries[0]["target"] is not None:
             batch["target"] = torch.stack([e["target"] for e in entries]).float()
             batch["mask"] = torch.stack([e["mask"] for e in entries]).bool()
         return {f"{kind}.{name}": tensor for name, tensor in batch.items()}
+
+    def _given(self, draws: Draws, chosen: list[int], step: int, indices: range, like: Tensor) -> dict[str, Tensor]:
+        """Each sample's first frames, some withheld; how many it is shown is drawn for it."""
+        frames, mask = torch.zeros_like(like), torch.zeros(like.shape[:2])
+        counts = sorted(self.first_frames)
+        places = draws.uniform("given frames", step, indices) * len(counts)
+        withheld = draws.chance("first frame dropout", step, indices, self.settings.first_frame_dropout)
+        for row, (entry, place) in enumerate(zip(chosen, places, strict=True)):
+            shown = self.first_frames[counts[int(place)]][entry] * self.scaling_factor
+            frames[row, : len(shown)] = shown
+            mask[row, : len(shown)] = float(not withheld[row])
+        return {"first_frames": frames, "first_frames_mask": mask}
 
     def _labels(self, draws: Draws, entries: list[dict], step: int, indices: range) -> Tensor:
         none = self.config.num_classes
@@ -138,7 +146,8 @@ def build_denoiser(settings: DenoiserSettings, in_channels: int, num_classes: in
     """The untrained denoiser; its initial weights are a function of the seed."""
     from medsora.models import MedSora
 
-    options = {"in_channels": in_channels, "num_classes": num_classes} | settings.model
+    conditions = {"num_classes": num_classes, "first_frame_conditioning": settings.first_frame_conditioning}
+    options = {"in_channels": in_channels} | conditions | settings.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(Draws(seed, "denoiser").integer("initial weights"))
         try:
@@ -148,6 +157,15 @@ def build_denoiser(settings: DenoiserSettings, in_channels: int, num_classes: in
     if settings.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     return denoiser
+
+
+def check_classes(settings: DenoiserSettings, labels: Sequence[str]) -> None:
+    """UserError where the model is to have other classes than the data; 0 leaves the labels unused."""
+    asked = settings.model.get("num_classes", 0)
+    if asked not in (0, len(labels)):
+        known = f"the labels {', '.join(labels)}" if labels else "no labels"
+        wants = f"{len(labels)}, or 0 for a model without classes" if labels else "0"
+        raise UserError(f"denoiser.model.num_classes: got {asked}, wants {wants}: the data has {known}")
 
 
 def build_projector(denoiser: MedSora, target: Tensor | None, weight: float, seed: int) -> AlignmentProjector | None:

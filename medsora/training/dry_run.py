@@ -45,12 +45,14 @@ def _data(settings: TrainSettings) -> tuple[int, list[str]]:
         if (prepared / "manifest.json").is_file():
             manifest = Manifest.read(prepared, partial=True)
             counts = {split: manifest.of_split(split) for split in ("train", "val")}
+            denoiser_stage.check_classes(settings.denoiser, manifest.labels)
             return len(manifest.labels), [
                 f"prepared: {prepared}; {len(manifest.skipped)} files skipped",
                 *(f"{split}: {len(c)} clips, {sum(x.frames for x in c)} frames" for split, c in counts.items()),
             ]
     sources, skipped = scan(settings.data, settings.prepare, Path(settings.output) / "dataset")
     labels = {source.label for source in sources} - {None}
+    denoiser_stage.check_classes(settings.denoiser, sorted(labels))
     return len(labels), [
         f"recordings: {len(sources)} in {settings.data}, to be read and cut into clips",
         f"labels: {', '.join(sorted(labels)) or 'none'}",

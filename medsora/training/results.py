@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 GRID_VIDEOS = 4
 GRID_STEPS = 25
+SHEET_VIDEOS = 8
 REAL_CLIPS = 64  # at most so many recorded clips make the set that motion distances are measured to
 
 
@@ -41,13 +42,15 @@ def held_out_reconstruction(
     return {"psnr": mean_psnr(clips, made), "clips": len(clips), "split": "held-out" if split == "val" else "training"}
 
 
-def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings) -> None:
+def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings, class_names: list[str]) -> None:
     """Writes denoiser/, scheduler/ and, last, model_index.json, so that the run folder is a pipeline."""
     from medsora import MedSoraPipeline
     from medsora.diffusion import make_scheduler
     from medsora.models import FrequencyCompensatedVAE
+    from medsora.training.first_frames import given_counts
     from medsora.training.run_folder import replacing_folder
 
+    conditioned = denoiser.config.first_frame_conditioning
     scheduler = make_scheduler(settings.sampling.scheduler, settings.diffusion)
     vae = FrequencyCompensatedVAE.from_pretrained(run / "vae")
     pipeline = MedSoraPipeline(
@@ -58,6 +61,8 @@ def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings) -> None
         width=settings.prepare.size,
         num_frames=settings.prepare.num_frames,
         fps=settings.sampling.fps,
+        class_names=class_names,
+        given_frames=given_counts(settings.denoiser.given_frames, settings.prepare.num_frames) if conditioned else (1,),
     )
     for name, part in (("denoiser", denoiser), ("scheduler", scheduler)):
         with replacing_folder(run / name) as temporary:
@@ -129,7 +134,9 @@ def make_results(
     steps = settings.sampling.num_inference_steps
     say(f"      sampling {count} videos in {steps} steps")
     videos = sample(pipeline.vae, pipeline.denoiser, settings, count, steps, progress=True)
-    write_samples(folder.path / "samples", videos[: settings.sampling.num_videos], settings.sampling.fps)
+    names = pipeline.config.class_names
+    labels = [names[i % len(names)] for i in range(SHEET_VIDEOS)] if names else None
+    write_samples(folder.path / "samples", videos[: settings.sampling.num_videos], settings.sampling.fps, labels)
 
     facts: dict = {"videos": settings.sampling.num_videos}
     clips = LatentClips(dataset, "train")
@@ -145,8 +152,11 @@ def make_results(
     return facts
 
 
-def write_samples(folder: Path, videos: np.ndarray, fps: float) -> None:
-    """Each video as mp4, all of them side by side as mp4 and gif, and a contact sheet; marked as synthetic."""
+def write_samples(folder: Path, videos: np.ndarray, fps: float, labels: list[str] | None = None) -> None:
+    """Each video as mp4, all of them side by side as mp4 and gif, and a contact sheet; marked as synthetic.
+
+    labels: what stands above the videos of the contact sheet.
+    """
     from medsora import media
 
     for number, video in enumerate(videos):
@@ -154,7 +164,8 @@ def write_samples(folder: Path, videos: np.ndarray, fps: float) -> None:
     together = mosaic(videos)
     media.write_mp4(folder / "all.mp4", together, fps)
     media.write_gif(folder / "all.gif", together, fps)
-    media.contact_sheet(folder / "contact-sheet.png", list(videos[:8]), columns=videos.shape[1])
+    shown = list(videos[:SHEET_VIDEOS])
+    media.contact_sheet(folder / "contact-sheet.png", shown, videos.shape[1], labels and labels[: len(shown)])
 
 
 def write_real(folder: Path, videos: list[np.ndarray], fps: float) -> None:

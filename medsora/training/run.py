@@ -68,6 +68,10 @@ class _Run:
             _check_sizes(settings)
         if folder.done("latents") is None:
             _check_alignment(settings)
+            if _denoiser_config(settings).first_frame_conditioning:
+                from medsora.training.first_frames import given_counts
+
+                given_counts(settings.denoiser.given_frames, settings.prepare.num_frames)
         if self.main:
             folder.claim(settings)
         self.accelerator.wait_for_everyone()
@@ -108,6 +112,7 @@ class _Run:
 
     def _frames(self) -> dict:
         from medsora.data.manifest import Manifest
+        from medsora.training.denoiser_stage import check_classes
 
         prepared = Path(self.settings.data)
         if (prepared / "manifest.json").is_file() and (prepared / "frames").is_dir():
@@ -128,6 +133,9 @@ class _Run:
             f"      {counts['train']} training and {counts['val']} validation clips, "
             f"{len(manifest.skipped)} files skipped"
         )
+        check_classes(self.settings.denoiser, manifest.labels)
+        if manifest.labels:
+            self.say(f"      classes: {', '.join(manifest.labels)}")
         return {"dataset": str(dataset), **counts, "skipped": len(manifest.skipped)}
 
     def _vae(self) -> dict:
@@ -173,10 +181,11 @@ class _Run:
             config = json.loads(vae.to_json_string())
             config.pop("_name_or_path", None)  # where it was loaded from; the folder may move
             write_json(self.path / "vae" / "config.json", config)
-        if settings.denoiser.model.get("first_frame_conditioning"):
-            from medsora.training.first_frames import first_frame_latents
+        if _denoiser_config(settings).first_frame_conditioning:
+            from medsora.training.first_frames import first_frame_latents, given_counts
 
-            first_frame_latents(self.dataset, clips, vae)
+            counts = given_counts(settings.denoiser.given_frames, settings.prepare.num_frames)
+            first_frame_latents(self.dataset, clips, vae, counts, progress=True)
         self.say(f"      {len(clips)} windows and {len(clips.images)} images, scale {vae.config.scaling_factor:.4f}")
         return {
             "windows": len(clips),

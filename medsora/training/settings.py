@@ -119,7 +119,10 @@ class DenoiserSettings(LoopSettings):
         images_per_batch: Single frames that train beside the clips in a batch of their own, 0 for none.
         image_loss_weight: Weight of the images' loss; that of the clips is 1.
         label_dropout: How often a label is withheld, so that guidance works.
-        first_frame_dropout: How often given first frames are withheld (with model.first_frame_conditioning).
+        first_frame_conditioning: Learn to go on from given first frames: image to video, and videos of any length.
+        given_frames: How many first frames it is shown, each equally often, of 1, 8 and 9; null: 1, and 8 in windows
+            of 8k frames or 9 in those of 8k + 1 where these are longer.
+        first_frame_dropout: How often given first frames are withheld.
         gradient_checkpointing: Recompute blocks in the backward pass: less memory, more time.
         sample_every: Steps between grids of samples from the averaged weights, 0 for none.
     """
@@ -129,6 +132,8 @@ class DenoiserSettings(LoopSettings):
     images_per_batch: int = 0
     image_loss_weight: float = 1.0
     label_dropout: float = 0.1
+    first_frame_conditioning: bool = False
+    given_frames: tuple[int, ...] | None = None
     first_frame_dropout: float = 0.2
     gradient_checkpointing: bool = False
     sample_every: int = 0
@@ -176,7 +181,7 @@ class SamplingSettings:
     Args:
         num_videos: Videos to write.
         num_inference_steps: Denoising steps.
-        scheduler: "ddim", "ddpm" or "dpm-solver++".
+        scheduler: "ddim", "ddpm", "dpm-solver++" or "heun".
         guidance_scale: How strongly labels guide; 1 for not at all.
         fps: Frames a second of the files written.
         batch_size: Videos sampled together; decides memory and speed, not what they show.

@@ -8,10 +8,16 @@ from medsora.alignment import AlignmentSettings
 from medsora.data import FrameClips, LatentClips, PrepareSettings, prepare_frames, prepare_latents
 from medsora.diffusion import DiffusionObjective
 from medsora.errors import UserError
-from medsora.training.denoiser_stage import DenoiserTraining, LatentDraws, build_denoiser, build_projector
+from medsora.training.denoiser_stage import (
+    DenoiserTraining,
+    LatentDraws,
+    build_denoiser,
+    build_projector,
+    check_classes,
+)
 from medsora.training.draws import Part
 from medsora.training.evaluation import DenoisingProbe, real_windows, reconstruct
-from medsora.training.first_frames import first_frame_latents
+from medsora.training.first_frames import first_frame_latents, given_counts
 from medsora.training.run_folder import replacing_folder
 from medsora.training.settings import DenoiserSettings, EvaluationSettings, VAESettings
 from medsora.training.vae_stage import build_vae, latent_shape, to_model_range, to_pixels, vae_task
@@ -82,27 +88,76 @@ def test_labels_are_withheld_at_the_stated_rate(clips):
     assert abs(float((labels == 2).float().mean()) - 0.25) < 0.08
 
 
-def test_first_frames_lie_at_the_first_place_and_are_sometimes_withheld(clips, dataset, vae):
-    given = first_frame_latents(dataset, clips, vae)
-    assert torch.equal(given, first_frame_latents(dataset, clips, vae))  # from the cache
+def test_first_frames_lie_at_the_first_places_and_are_sometimes_withheld(clips, dataset, vae):
+    given = first_frame_latents(dataset, clips, vae, [1])
+    assert torch.equal(given[1], first_frame_latents(dataset, clips, vae, [1])[1])  # from the cache
     settings = DenoiserSettings(batch_size=8, first_frame_dropout=0.5)
     batch = latent_draws(clips, settings, first_frames=given)(0, Part())
     mask = batch["video.first_frames_mask"]
     assert mask[:, 1:].eq(0).all() and 0 < mask[:, 0].sum() < 8
-    scaled = given * 2.0
+    scaled = given[1][:, 0] * 2.0
     assert all(min(float((f[0] - g).abs().max()) for g in scaled) == 0 for f in batch["video.first_frames"])
     denoiser = a_denoiser(first_frame_conditioning=True)
     loss, _ = DenoiserTraining(denoiser, DiffusionObjective())(batch)
     assert torch.isfinite(loss)
 
 
+def test_how_many_frames_are_given_is_drawn_for_each_sample(clips):
+    """Where a window has more than a chunk of the VAE; the latents given tell themselves apart."""
+    entries = len(clips)
+    given = {1: torch.full((entries, 1, 8, 4, 4), 1.0), 8: torch.full((entries, 2, 8, 4, 4), 8.0)}
+    draw = latent_draws(clips, DenoiserSettings(batch_size=8, first_frame_dropout=0.25), first_frames=given)
+    batches = [draw(step, Part()) for step in range(40)]
+    frames = torch.cat([batch["video.first_frames"] for batch in batches])[:, :, 0, 0, 0]
+    mask = torch.cat([batch["video.first_frames_mask"] for batch in batches])
+    one, eight = frames[:, 0] == 2.0, frames[:, 0] == 16.0
+    assert (one | eight).all() and abs(float(eight.float().mean()) - 0.5) < 0.1
+    assert torch.equal(frames[:, 1] == 16.0, eight) and frames[one][:, 1].eq(0).all()
+    assert abs(float(mask[:, 0].mean()) - 0.75) < 0.08 and mask[one][:, 1].eq(0).all()
+    assert torch.equal(mask[eight][:, 0], mask[eight][:, 1])  # withheld together
+    halves = [draw(3, Part(i, 2))["video.first_frames"] for i in range(2)]
+    assert torch.equal(batches[3]["video.first_frames"], torch.cat(halves))
+
+
+@pytest.mark.parametrize(
+    "num_frames, counts", [(8, [1]), (9, [1]), (16, [1, 8]), (17, [1, 9]), (24, [1, 8]), (25, [1, 9])]
+)
+def test_what_is_given_follows_the_window(num_frames, counts):
+    assert given_counts(None, num_frames) == counts
+    assert given_counts([1], num_frames) == [1]
+
+
+@pytest.mark.parametrize("chosen, num_frames", [([8], 8), ([2], 16), ([], 16), ([1, 9], 9), ([1], 1), (None, 1)])
+def test_given_frames_that_do_not_fit_are_told(chosen, num_frames):
+    with pytest.raises(UserError, match=r"denoiser\.given_frames: got .* wants some of 1, 8 and 9, each fewer"):
+        given_counts(chosen, num_frames)
+
+
 def test_first_frames_of_other_windows_are_encoded_anew(dataset, vae):
-    given, moved = first_frame_latents(dataset, LatentClips(dataset, "train"), vae), LatentClips(dataset, "train")
+    given, moved = first_frame_latents(dataset, LatentClips(dataset, "train"), vae, [1]), LatentClips(dataset, "train")
     for record in moved.index["clips"].values():
         record["starts"] = [start + 1 for start in record["starts"]]
-    others = first_frame_latents(dataset, moved, vae)
-    assert others.shape == given.shape and not any(torch.equal(a, b) for a, b in zip(given, others, strict=True))
-    assert torch.equal(first_frame_latents(dataset, LatentClips(dataset, "train"), vae), given)
+    others = first_frame_latents(dataset, moved, vae, [1])
+    assert others[1].shape == given[1].shape
+    assert not any(torch.equal(a, b) for a, b in zip(given[1], others[1], strict=True))
+    clips = LatentClips(dataset, "train")
+    assert torch.equal(first_frame_latents(dataset, clips, vae, [1])[1], given[1])
+    # eight frames of a window of eight are the window; the interval between frames is the window's
+    eight = first_frame_latents(dataset, clips, vae, [1, 8])
+    assert torch.equal(eight[1], given[1]) and eight[8].shape == (len(clips), 2, 8, 4, 4)
+    for entry in range(len(clips)):
+        torch.testing.assert_close(eight[8][entry].transpose(0, 1), clips.entry(entry)["mean"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "asked, labels, wants",
+    [(3, ["a", "b"], "wants 2, or 0 for .* the data has the labels a, b"), (2, [], "wants 0: the data has no labels")],
+)
+def test_classes_are_those_of_the_data(asked, labels, wants):
+    for fitting in ({}, {"num_classes": 0}, {"num_classes": len(labels)}):
+        check_classes(DenoiserSettings(model=fitting), labels)
+    with pytest.raises(UserError, match=f"denoiser.model.num_classes: got {asked}, {wants}"):
+        check_classes(DenoiserSettings(model={"num_classes": asked}), labels)
 
 
 def test_the_loss_is_the_sum_of_its_weighted_parts(clips):
