@@ -239,3 +239,22 @@ def test_two_processes_equal_one(tmp_path):
     assert json.dumps(sorted(losses[0])) == json.dumps(sorted(losses[1]))
     assert losses[1][12][0] == pytest.approx(losses[0][12][0], rel=1e-4)
     assert losses[0][12][1] == losses[1][12][1] == 1
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, before, after):
+    """Weights, average and moments are those of one process from the first step to the last, but for rounding."""
+    settings = {"batch_size": 8, "accumulation": 2, "checkpoint_every": 6}
+    tiny_trainer(tmp_path / "one", tiny_task(8, poisoned=(3,)), **settings).train(12)
+    for processes, limit in ((before, 6), (after, 12)):
+        if processes == 1:
+            tiny_trainer(tmp_path / "both", tiny_task(8, poisoned=(3,)), **settings).train(limit)
+        else:
+            options = [f"{name}={value}" for name, value in settings.items()]
+            done = run_program(tmp_path / "both", limit, *options, processes=processes)
+            assert done.returncode == 0, done.stderr[-4000:]
+    (step, whole), (other, both) = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "both")
+    assert step == other == 12 and whole.keys() == both.keys()
+    assert sum(name.startswith("optimizer/exp_avg_sq") for name in both) == 4
+    for name in whole.keys() - {"model/seen"}:
+        torch.testing.assert_close(both[name], whole[name], rtol=2e-5, atol=1e-6)
