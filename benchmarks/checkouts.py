@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,7 +46,7 @@ def git(repository: Path, *arguments: str, variables: Mapping[str, str] | None =
     except OSError as error:
         raise UserError(f"git does not run: {error.strerror}") from error
     except subprocess.CalledProcessError as error:
-        raise UserError(f"git {arguments[0]} in {repository}: {last_line(error.stderr)}") from error
+        raise UserError(f"git {arguments[0]} in {repository}: {complaint(error.stderr)}") from error
     return done.stdout.strip()
 
 
@@ -136,7 +137,7 @@ def provide_extension(repository: Path, checkout: Path) -> str:
         variables = {"MEDSORA_CUDA": "0", **os.environ, "MEDSORA_REQUIRE_EXT": "1"}
         code, output = run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], checkout, variables)
         if code or not target.exists():
-            raise UserError(f"the extension of {checkout.name} does not build: {last_line(output)}")
+            raise UserError(f"the extension of {checkout.name} does not build: {complaint(output)}")
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f".{os.getpid()}")
         shutil.copy2(target, partial)
@@ -188,6 +189,8 @@ def run(command: Sequence[str], folder: Path, variables: Mapping[str, str] | Non
     return child.returncode, output
 
 
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason given"
+def complaint(output: str) -> str:
+    """The first line of a command's output that names an error, else the last one."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    named = (line for line in lines if re.search(r"\berror: (?!usage)", line, re.IGNORECASE))
+    return next(named, lines[-1] if lines else "no reason given")

@@ -88,7 +88,7 @@ def compared(folders: Mapping[str, Path], options: argparse.Namespace, further: 
     found = alternating(folders, [*chosen, *further], options, "runs")
     changes = changes_between(found)
     if not changes:
-        raise UserError("no benchmark was timed in both revisions: try another -k, or later revisions")
+        raise UserError("no benchmark was timed in every run of both revisions: some fail now and then")
     standing_out = [change.name for change in changes if change.verdict(options.threshold) != "same"]
     again = {}
     if standing_out:
@@ -102,7 +102,10 @@ def compared(folders: Mapping[str, Path], options: argparse.Namespace, further: 
 def alternating(
     folders: Mapping[str, Path], chosen: Sequence[str], options: argparse.Namespace, what: str
 ) -> dict[str, Medians]:
-    """Revision -> benchmark -> the median seconds of each run: base new, new base, base new, ..."""
+    """Revision -> benchmark -> the median seconds of each run: base new, new base, base new, ...
+
+    Raises UserError where the first two have no benchmark in common.
+    """
     found: dict[str, Medians] = {name: {} for name in folders}
     with tqdm(total=2 * options.rounds, desc=what, unit="run", disable=None) as bar:
         for number in range(options.rounds):
@@ -110,6 +113,8 @@ def alternating(
                 for benchmark, median in medians_of(folders[name], name, chosen, options.budget).items():
                     found[name].setdefault(benchmark, []).append(median)
                 bar.update()
+            if not set(found[BASE]) & set(found[NEW]):
+                raise UserError("no benchmark was timed in both revisions: try another -k, or later revisions")
     return found
 
 
@@ -126,7 +131,7 @@ def medians_of(folder: Path, name: str, chosen: Sequence[str], budget: float) ->
     if code == NOTHING_CHOSEN:
         return {}
     if code not in (0, WITH_FAILURES) or not path.exists() or not path.stat().st_size:
-        raise UserError(f"the benchmarks of {name} do not run: {checkouts.last_line(output)}")
+        raise UserError(f"the benchmarks of {name} do not run: {checkouts.complaint(output)}")
     return {row["fullname"]: row["stats"]["median"] for row in json.loads(path.read_text())["benchmarks"]}
 
 
@@ -198,8 +203,8 @@ def require_own_package(folder: Path) -> None:
     code, output = checkouts.run(
         [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('medsora_ops').origin)"], folder
     )
-    if code or not Path(checkouts.last_line(output)).is_relative_to(folder):
-        raise UserError(f"{folder.name}: Python finds medsora_ops elsewhere: {checkouts.last_line(output)}")
+    if code or not Path(output.strip()).is_relative_to(folder):
+        raise UserError(f"{folder.name}: wants medsora_ops of its own, Python finds {checkouts.complaint(output)}")
 
 
 def check(options: argparse.Namespace) -> None:
