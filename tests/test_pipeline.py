@@ -1,6 +1,7 @@
 """The pipeline as its users meet it: saved and loaded, every sampler, conditions, output, and wrong arguments."""
 
 import math
+import shutil
 from itertools import product
 
 import numpy as np
@@ -280,6 +281,15 @@ class TestOutput:
         assert np.abs(made - exact).mean() < 0.01
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_captured_graphs_make_the_same_videos(self):
+        call = dict(num_videos=2, num_inference_steps=4, class_labels=1, guidance_scale=2.0, progress=False)
+        pipeline = micro_pipeline(levels=100).to("cuda")
+        plain = pipeline(**call).videos
+        pipeline.compile_denoiser()
+        for _ in range(2):  # recorded, then replayed
+            np.testing.assert_allclose(pipeline(**call).videos, plain, atol=1e-3)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     @pytest.mark.parametrize("scheduler", SCHEDULERS)
     def test_cuda_makes_the_cpus_videos(self, scheduler):
         call = dict(num_videos=2, num_inference_steps=4, class_labels=1, first_frame=given_frames(8), progress=False)
@@ -316,6 +326,19 @@ class TestOutput:
         latents(pipeline, progress=True)
         pipeline.set_progress_bar_config()
         assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler")
+def test_a_compiled_denoiser_makes_the_same_videos(tmp_path):
+    pipeline = micro_pipeline(levels=100, depth=1)
+    call = dict(num_inference_steps=4, class_labels=1, first_frame=given_frames(1), progress=False)
+    plain = pipeline(**call).videos
+    pipeline.compile_denoiser()
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    np.testing.assert_allclose(pipeline(**call).videos, plain, atol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == before + 1  # one graph, and it was used
+    pipeline.save_pretrained(tmp_path)  # what is saved is the model, not its compiled form
+    np.testing.assert_array_equal(MedSoraPipeline.from_pretrained(tmp_path)(**call).videos, plain)
 
 
 WRONG = [
