@@ -31,14 +31,14 @@ class Times:
 
 
 def input_sets(inputs: Inputs, device: torch.device) -> list[Inputs]:
-    """The tensors of `inputs` on the device, as often as exceeds its cache; other values as they are."""
-    from benchmarks.gpu.timing import sets_needed
-
-    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    count = sets_needed(device, sum(t.nbytes for t in tensors.values())) if tensors else 1
+    """`inputs` (tensors, and what moves as they do) on the device, tensors as often as exceeds its cache."""
     if device.type == "cpu":
         return [inputs]
-    return [inputs | {name: t.to(device, copy=True) for name, t in tensors.items()} for _ in range(count)]
+    from benchmarks.gpu.timing import sets_needed
+
+    size = sum(value.nbytes for value in inputs.values() if isinstance(value, Tensor))
+    count = sets_needed(device, size) if size else 1
+    return [{name: value.to(device, copy=True) for name, value in inputs.items()} for _ in range(count)]
 
 
 def time_calls(

@@ -19,6 +19,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks import environment, record
 from benchmarks.interleaved import Schedule, time_interleaved
@@ -99,16 +100,23 @@ def share_of_gain(reference: float, backend: float, without: float) -> float:
     return (reference - backend) / (reference - without)
 
 
-def step_settings(name: str, precision: str) -> TrainSettings:
-    """Those of the preset, with the batch of its size."""
+def step_settings(name: str, precision: str, size: Size | None = None) -> TrainSettings:
+    """Those of the preset, with the batch of `size`, or of the preset's own."""
+    size = size or SIZES[name]
     settings, _ = read_command_line(["--preset", name, "--device", "cpu"])
     settings.denoiser.precision = precision
-    settings.denoiser.batch_size, settings.denoiser.images_per_batch = SIZES[name].videos, SIZES[name].images
+    settings.denoiser.batch_size, settings.denoiser.images_per_batch = size.videos, size.images
     return settings
 
 
-def untrained(settings: TrainSettings, size: Size, run: Path) -> Trainer:
-    """A trainer before its first step. Gates begin at zero, which would hide scans from loss and gradients: drawn."""
+def untrained(
+    settings: TrainSettings,
+    size: Size,
+    run: Path,
+    change: Callable[[nn.Module], object] = lambda denoiser: None,
+    device: str = "cpu",
+) -> Trainer:
+    """A trainer before its first step, of the preset's denoiser after `change` has been at it."""
     from accelerate import Accelerator
 
     from medsora.diffusion import DiffusionObjective
@@ -116,11 +124,8 @@ def untrained(settings: TrainSettings, size: Size, run: Path) -> Trainer:
     from medsora.training.stopping import StopRequests
 
     denoiser = denoiser_stage.build_denoiser(settings.denoiser, size.latents[0], 0, settings.seed)
-    drawn = torch.Generator().manual_seed(settings.seed)
-    with torch.no_grad():
-        for parameter in denoiser.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.02, generator=drawn)
+    change(denoiser)
+    draw_zeros(denoiser, settings.seed)
     target = random_batch(settings, size)["video.target"][0]
     weight = settings.alignment.weight
     module = denoiser_stage.DenoiserTraining(
@@ -131,9 +136,20 @@ def untrained(settings: TrainSettings, size: Size, run: Path) -> Trainer:
         settings.denoiser.image_loss_weight,
     )
     task = denoiser_stage.Task("denoiser", module, lambda step, part: {})
-    trainer = Trainer(task, settings.denoiser, run, Accelerator(cpu=True), StopRequests(), settings.seed)
+    accelerator = Accelerator(cpu=device == "cpu")
+    trainer = Trainer(task, settings.denoiser, run, accelerator, StopRequests(), settings.seed)
     module.train()
     return trainer
+
+
+def draw_zeros(model: nn.Module, seed: int) -> torch.Generator:
+    """Draws what begins at zero, such as gates, which would hide scans from a loss. Returns the generator."""
+    drawn = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.copy_(torch.randn(parameter.shape, generator=drawn) * 0.02)
+    return drawn
 
 
 def random_batch(settings: TrainSettings, size: Size) -> dict[str, torch.Tensor]:
