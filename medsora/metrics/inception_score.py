@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+PARTS = 10  # as its authors have it
+
 
 class InceptionScore:
     """exp(mean KL(p(y|x) || p(y))), from sums only.
@@ -14,10 +16,10 @@ class InceptionScore:
     reported, as its authors do (they cut the set in a row; parts that take turns need no knowledge of its size).
     """
 
-    def __init__(self, classes: int, splits: int = 10):
+    def __init__(self, classes: int, splits: int = PARTS):
         if splits < 1:
             raise ValueError(f"splits: got {splits}, wants at least 1")
-        self.count = 0
+        self.count, self.parts = 0, splits
         self._probability = np.zeros((splits, classes))
         self._negative_entropy = np.zeros(splits)
         self._counts = np.zeros(splits, dtype=np.int64)
@@ -35,12 +37,19 @@ class InceptionScore:
         np.add.at(self._counts, part, 1)
         self.count += len(p)
 
+    def merge(self, other: InceptionScore) -> None:
+        """Takes in the frames that another one has seen, part by part."""
+        self._probability += other._probability
+        self._negative_entropy += other._negative_entropy
+        self._counts += other._counts
+        self.count += other.count
+
     def result(self) -> tuple[float, float]:
         """Mean and (population) deviation of the score over parts; from 1 to the number of classes.
 
         Raises ValueError for fewer frames than parts.
         """
-        if self.count < len(self._counts):
+        if not self._counts.all():
             raise ValueError(f"count: got {self.count} frames, wants one or more a part ({len(self._counts)})")
         marginal = self._probability / self._counts[:, None]
         entropy = np.where(marginal > 0, marginal * np.log(np.where(marginal > 0, marginal, 1)), 0).sum(axis=1)

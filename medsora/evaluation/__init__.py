@@ -1,0 +1,1 @@
+"""Evaluation of a trained model or a folder of generated videos: what `python -m medsora.evaluate` is made of."""
