@@ -21,7 +21,7 @@ PRESETS = ("tiny", "S", "B", "L", "XL")
 DEFAULT_PRESET = "tiny"
 
 # A run may go on under other values of these: they decide how far, how often and where, not what is computed.
-FREE = ("output", "max_steps", "device")
+FREE = ("output", "max_steps", "device", "license")
 FREE_ENDINGS = ("log_every", "checkpoint_every", "keep_checkpoints", "sample_every", "max_bad_steps")
 
 USAGE = "python -m medsora.train [--preset NAME] [--data SOURCE] [--output FOLDER] [options]"
@@ -46,6 +46,7 @@ class TrainSettings:
     seed: int = 0
     max_steps: int | None = None
     device: str = "auto"
+    license: str = "unknown"
     prepare: PrepareSettings = field(default_factory=PrepareSettings)
     vae: VAESettings = field(default_factory=VAESettings)
     denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
@@ -132,6 +133,7 @@ def _parser(preset: str):
     add("--seed", type=int, help="Decides every random draw.")
     add("--max-steps", type=int | None, help="Train each stage for at most so many steps; raise it later to go on.")
     add("--device", help='"auto", "cpu" or "cuda".')
+    add("--license", help='Licence the recordings came under, for the model card, such as "cc-by-4.0".')
     add("--dry-run", action="store_true", help="Print settings, data, sizes and memory; write nothing.")
     defaults = TrainSettings()
     for part in fields(TrainSettings):

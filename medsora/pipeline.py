@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from tqdm import tqdm
 
 from medsora.diffusion import SCHEDULERS
+from medsora.hub import SharedPipeline
 from medsora.long_videos import count_windows, joined
 from medsora.models.denoiser import MedSora
 from medsora.models.vae import FrequencyCompensatedVAE
@@ -38,7 +38,7 @@ class MedSoraPipelineOutput(BaseOutput):
     videos: np.ndarray | Tensor
 
 
-class MedSoraPipeline(DiffusionPipeline):
+class MedSoraPipeline(SharedPipeline):
     """Generates videos: noise -> denoiser -> latents -> video VAE -> frames. Output is synthetic, for research only.
 
     vae: `FrequencyCompensatedVAE`. denoiser: `MedSora`. scheduler: a diffusers scheduler of `make_scheduler`.

@@ -17,6 +17,7 @@ import torch
 
 from medsora.errors import UserError
 from medsora.files import write_json
+from medsora.model_card import write_run_card
 from medsora.processes import PATIENCE, Processes, leave_group, require_enough
 from medsora.training.draws import Draws
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
@@ -107,6 +108,9 @@ class _Run:
         self.accelerator.wait_for_everyone()
         if self.main:
             self.folder.finish(stage, **facts, seconds=round(time.perf_counter() - started, 1))
+            if stage in ("denoiser", "results"):
+                found = {name: self.folder.done(name) for name in STAGES}
+                write_run_card(self.path, self.settings, self.dataset, found)
         self.accelerator.wait_for_everyone()
         gc.collect()
 

@@ -108,7 +108,8 @@ def test_a_limited_run_is_whole_equals_two_processes_and_can_be_extended(uninter
 def test_a_run_leaves_what_it_promises(uninterrupted):
     there = {str(p.relative_to(uninterrupted)) for p in uninterrupted.rglob("*") if p.is_file()}
     promised = {
-        "settings.json", "stages.json", "metrics.jsonl", "report.html", "model_index.json", "plots/vae.png",
+        "settings.json", "stages.json", "metrics.jsonl", "report.html", "README.md", "model_index.json",
+        "plots/vae.png",
         "plots/denoiser.png", "plots/reconstruction.png", "samples/all.mp4", "samples/all.gif", *FILES,
         "samples/contact-sheet.png", "samples/video-0001.mp4", "samples/step-0000010.png", "dataset/manifest.json",
     }  # fmt: skip
