@@ -85,7 +85,7 @@ def _evaluate(options, processes: Processes) -> int:
 
 
 def _networks(settings: EvaluateSettings, device: str):
-    """The feature extractors there are weights for, and LPIPS or None; loaded before anything else, as they may fail."""
+    """The feature extractors there are weights for, and LPIPS or None; loaded first, as they may fail."""
     from medsora.alignment.flow import load_raft
     from medsora.evaluation.features import I3D, Inception, Motion, VideoMAE
     from medsora.training.lpips import LPIPS

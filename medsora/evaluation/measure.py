@@ -30,8 +30,8 @@ TILES = 16  # videos of each side that are kept for the page
 class Evaluation:
     """One comparison of generated videos with a reference; `run()` gives the result that `results` describes.
 
-    Attributes after `run`: tiles, {"generated" and "real": uint8 arrays of the first clips}; samples, uint8 (N, T, size,
-    size, 3), those that were looked up among recordings.
+    Attributes after `run`: tiles, {"generated" and "real": uint8 arrays of some clips}; samples, uint8 (N, T, size, size,
+    3), those that were looked up among recordings.
     """
 
     def __init__(self, videos: FolderVideos | RunVideos, reference: Reference, extractors: Sequence,
@@ -107,18 +107,18 @@ class Evaluation:
         return self._joined(statistics)
 
     def _real(self) -> ClipStatistics:
-        """One pass over this process's share of the windows, in halves: by recording, or by window if there is one."""
+        """One pass over this process's share of the windows, in halves: by clip, or by first frame if there is one."""
         statistics = ClipStatistics(self.extractors, self.settings.bands, halves=True)
         order = {name: place for place, name in enumerate(dict.fromkeys(window.clip for window in self.windows))}
         read = partial(self.reference.read, num_frames=self.num_frames, interval=self.interval)
         shown = [self.windows[i * len(self.windows) // TILES] for i in range(min(TILES, len(self.windows)))]
         self.tiles["real"] = np.stack([read(window) for window in shown])
 
-        def half(number: int, window: Window) -> int:
-            return (order[window.clip] if len(order) > 1 else number) % 2
+        def half(window: Window) -> int:
+            return (order[window.clip] if len(order) > 1 else window.start) % 2
 
-        mine = self.processes.share(list(enumerate(self.windows)))
-        clips = ((half(number, window), read(window)) for number, window in mine)
+        mine = self.processes.share(self.windows)
+        clips = ((half(window), read(window)) for window in mine)
         self._pass("recorded clips", len(mine), clips, statistics)
         return self._joined(statistics)
 

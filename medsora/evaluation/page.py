@@ -37,8 +37,8 @@ def write_page(folder: Path, result: dict, tiles: Mapping[str, np.ndarray], fps:
     report.table(["measure", "value", "on"], table(result))
     if "motion" in result["generation"]:
         report.paragraph(
-            "The motion distance is a proxy that needs no weights: a Frechet distance on 23 fixed numbers a clip. It is "
-            "no substitute for FVD and compares with other motion distances only."
+            "The motion distance is a proxy that needs no weights: a Frechet distance on 23 fixed numbers a clip. It "
+            "is no substitute for FVD and compares with other motion distances only."
         )
     _add_reconstruction(report, folder, result["reconstruction"])
     _add_spectrum(report, folder, result["spectrum"])
@@ -109,9 +109,9 @@ def _add_motion(report: Report, folder: Path, found: dict | None) -> None:
             rows.append([title, label, *(f"{x:.4g}" for x in (d["mean"], d["deviation"], *d["quantiles"]))])
     report.table(["measure", "side", "mean", "deviation", "5 %", "median", "95 %"], rows)
     report.paragraph(
-        f"From optical flow ({found['flow']}), one number a clip. Warping error: mean square difference between a frame "
-        "and the next one drawn back along the flow, where both are in view. A still clip has none, so judge it beside "
-        "the speed."
+        f"From optical flow ({found['flow']}), one number a clip. Warping error: mean square difference between a "
+        "frame and the next one drawn back along the flow, where both are in view. A still clip has none, so judge it "
+        "beside the speed."
     )
 
 
@@ -158,7 +158,7 @@ def _add_protocol(report: Report, result: dict) -> None:
 
 def draw(path: Path, x: Sequence[float], panels: Mapping[str, Mapping[str, tuple[Sequence[float], str]]],
          ideal: Mapping[str, float]) -> None:  # fmt: skip
-    """Panels side by side, each with curves {name: (y, colour)} over frequency and, where given, a line at the ideal."""
+    """Panels side by side, each with curves {name: (y, colour)} over frequency; a line where the ideal is known."""
     figure, axes = _figure(len(panels))
     for axis, (title, curves) in zip(axes, panels.items()):
         if title in ideal:

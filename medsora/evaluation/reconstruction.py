@@ -27,8 +27,8 @@ def measure_reconstruction(
 ) -> dict:
     """Encodes clips to their posterior means, decodes these, and compares; clips pass once.
 
-    vae: `encode(x).latent_dist.mode()` and `decode(z).sample`, frames (B, 3, T, H, W) in [-1, 1]. clips: uint8 (T, H, W,
-    3), all of one shape. lpips: on the VAE's device. look: called with each clip and its reconstruction.
+    vae: `encode(x).latent_dist.mode()` and `decode(z).sample`, frames (B, 3, T, H, W) in [-1, 1]. clips: uint8
+    (T, H, W, 3), all of one shape. lpips: on the VAE's device. look: called with each clip and its reconstruction.
     Returns means over clips of "psnr" (decibels, range 255; a clip given back exactly counts as 100), "ssim" (over
     frames and colours; None for sides below 11) and "lpips" (over frames; None without weights), their deviations over
     clips as "psnr_deviation" ..., "spectrum" (see `SpectralComparison`), "clips", "frames", "size".

@@ -8,19 +8,19 @@ versions, device  of the software and of what computed
 protocol          of generation, for both sides:
   num_frames, size    frames of a clip; height and width in pixels
   generated           source ("run" or "folder"), path, videos (measured), frames, stride, size (of the videos before
-                      they were resized), resize, skipped ([name, reason]); of a run also settings and sha256 (its files)
+                      they were resized), resize, skipped ([name, reason]); of a run also settings and sha256 of files
   real                path, split, clips (recordings), windows (measured), frames, stride, flips, size, resize, seed,
                       manifest_sha256
 generation        {measure: ...} for "motion" and, with weights, "fvd", "cd_fvd", "fid":
   title, distance (Frechet; null for fewer than 2 samples), halves (the distance between two halves of the recordings,
-  by recording where there are two or more), samples ("clip" or "frame"), real, generated (how many samples), size (of a
+  every other clip or, of one clip, every other first frame), samples ("clip" or "frame"), real, generated (how many samples), size (of a
   feature), protocol (features, weights with path and sha256, pictures, frames; proxy: true for the weight-free one)
 inception_score   null without weights: {"generated" and "real": [mean, deviation over parts], parts, protocol}
 spectrum          frequency (fraction of the highest), real, generated (mean power by band), difference (decibels),
                   distance (mean of the absolute differences, decibels)
-temporal          null for single frames: {"flow", "generated" and "real": {statistic: {mean, deviation, quantiles: [5 %,
-                  50 %, 95 %]}}, "wasserstein": {statistic: distance of the distributions over clips}};
-                  statistics as in `medsora.metrics.temporal_statistics`
+temporal          null for single frames: {"flow", "generated" and "real": {statistic: {mean, deviation, quantiles (5 %,
+                  50 %, 95 %)}}, "wasserstein": {statistic: distance of the distributions over clips}}; statistics as
+                  in `medsora.metrics.temporal_statistics`
 reconstruction    null unless a run is evaluated: `measure_reconstruction`, and split, vae_sha256, lpips_sha256
 memorisation      null if not asked for: `nearest_recordings`, and pairs (numbers of the samples in nearest.png)
 warnings          sentences that a reader of the numbers should know
@@ -32,8 +32,8 @@ import platform
 
 FORMAT = 1
 FEW = (
-    "{title}: {count} {side} {unit}s are fewer than the {size} numbers of a feature, so the distance is too large and \
-depends on their number; compare it only with distances of as many"
+    "{title}: {count} {side} {unit}s are too few for features of {size} numbers, so the distance is too large and "
+    "depends on their number; compare it only with distances of as many."
 )
 
 

@@ -54,7 +54,7 @@ def _from_folder(folder: Path) -> nn.Module:
 
 
 def _from_original(file: Path) -> nn.Module:
-    """Weights as the VideoMAE project saves them (such as vit_g_hybrid_pt_1200e_ssv2_ft.pth); sizes follow from them."""
+    """Weights as the VideoMAE project saves them, such as vit_g_hybrid_pt_1200e_ssv2_ft.pth; they tell the sizes."""
     from transformers import VideoMAEConfig, VideoMAEForVideoClassification
 
     state = torch.load(file, map_location="cpu", weights_only=True)
