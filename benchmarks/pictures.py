@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,35 +22,43 @@ from benchmarks.record import duration
 from benchmarks.records import Row
 from medsora.files import write_bytes
 
+BLUE, GREY = "#0072B2", "#8C8C8C"
 PINNED = {
-    "native": "#0072B2",
-    "triton": "#0072B2",
-    "medsora": "#0072B2",
-    "default": "#0072B2",
+    **dict.fromkeys(("native", "triton", "default", "mixers-native", "mixers-triton", "mixers"), BLUE),
+    **dict.fromkeys(("reference", "definition", "mixers-reference"), GREY),
     "cuda": "#56B4E9",
-    "reference": "#8C8C8C",
-    "definition": "#8C8C8C",
     "torch.compile": "#E69F00",
     "without scans": "#F0E442",
 }
-OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#3B3B3B")
-HATCHES = ("", "///", "...", "xxx")  # once all colours are taken
+OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3B3B3B", "#F0E442")
+HATCHES = ("", "...", "xxx")  # once all colours are taken
+COMPILED = "+compiled"
 INK, SOFT, FAINT = "#1c2430", "#5b6675", "#c9d0d8"
 DPI = 130
 BAR = 0.17  # inches
 Style = dict[str, str]
 
 
-def styles_of(variants: Sequence[str]) -> dict[str, Style]:
-    """A colour for each variant, and a hatch where colours come round again; the same in all pictures of a page."""
+def styles_of(variants: Iterable[str]) -> dict[str, Style]:
+    """A colour for each variant, and a hatch where colours come round again; the same in all pictures of a page.
+
+    What is a variant through torch.compile ("mixers+compiled") has its colour, striped.
+    """
     names = list(dict.fromkeys(variants))
-    styles = {name: {"color": PINNED[name], "hatch": ""} for name in names if name in PINNED}
-    taken = {style["color"] for style in styles.values()}
-    free = [color for color in OTHERS if color not in taken] or list(OTHERS)
-    for number, name in enumerate(name for name in names if name not in PINNED):
-        again = number // len(free)
-        styles[name] = {"color": free[number % len(free)], "hatch": HATCHES[again % len(HATCHES)]}
-    return styles
+    plain = list(dict.fromkeys(name.removesuffix(COMPILED) for name in names))
+    colors = {name: PINNED[name] for name in plain if name in PINNED}
+    free = [color for color in OTHERS if color not in colors.values()] or list(OTHERS)
+    hatches = dict.fromkeys(plain, "")
+    for number, name in enumerate(name for name in plain if name not in PINNED):
+        colors[name] = free[number % len(free)]
+        hatches[name] = HATCHES[number // len(free) % len(HATCHES)]
+    return {
+        name: {
+            "color": colors[name.removesuffix(COMPILED)],
+            "hatch": hatches[name.removesuffix(COMPILED)] + ("////" if name.endswith(COMPILED) else ""),
+        }
+        for name in names
+    }
 
 
 def draw_floor_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style], title: str) -> None:
@@ -75,7 +83,7 @@ def draw_floor_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style]
         panel.set_xlabel("median time, multiples of the floor", fontsize=9)
     floor = Line2D([], [], color=INK, linewidth=1.4, label="floor: the limits of this machine, data from memory")
     _legend(figure, rows, styles, [floor])
-    _write(figure, path)
+    write(figure, path)
 
 
 def draw_time_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style], title: str) -> None:
@@ -122,15 +130,13 @@ def draw_breakdown(path: Path, rows: Sequence[Row], title: str, most: int = 9) -
     shown = [kind for kind in colors if kind != "other" or any(len(row.breakdown) > most for row in rows)]
     handles = [Patch(facecolor=colors[kind]["color"], hatch=colors[kind]["hatch"], label=kind[:48]) for kind in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def memory_text(size: float) -> str:
-    """Three digits and a unit: 1.23 MiB."""
-    for unit, bytes_ in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= bytes_:
-            return f"{size / bytes_:.3g} {unit}"
-    return f"{size:.0f} B"
+    """Three digits and a unit: 1.23 MB, which are 1.23e6 bytes."""
+    unit, bytes_ = next(((u, b) for u, b in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= b), ("B", 1))
+    return f"{size / bytes_:.3g} {unit}"
 
 
 def _draw_bars(
@@ -164,7 +170,7 @@ def _draw_bars(
         panel.set_title(passes, fontsize=9.5, loc="left", color=SOFT)
         panel.set_xlabel(what, fontsize=9)
     _legend(figure, rows, styles)
-    _write(figure, path)
+    write(figure, path)
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, dict[str, list[Row | str]]]:
@@ -271,7 +277,8 @@ def _wrapped(label: str) -> str:
     return label.replace(", ", ",\n", 1) if len(label) > 16 else label
 
 
-def _write(figure: Figure, path: str | os.PathLike) -> None:
+def write(figure: Figure, path: str | os.PathLike) -> None:
+    """As PNG, whole or not at all."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, format="png")
     write_bytes(path, buffer.getvalue())

@@ -36,7 +36,8 @@ class Row:
 
     subject: what is computed, such as an operator. eager: wall time of one call beside device time. floor: seconds that
     the case takes at least; None where none is known. tokens: those of all videos. peak_memory: beyond the inputs.
-    breakdown: seconds of a call by what they were spent on; may be empty.
+    clips_per_second: of models. note: what else there is to say, such as the kernels that attention took. breakdown:
+    seconds of a call by what they were spent on; may be empty.
     """
 
     level: str
@@ -51,6 +52,8 @@ class Row:
     floor: float | None = None
     tokens: int | None = None
     peak_memory: int | None = None
+    clips_per_second: float | None = None
+    note: str = ""
     breakdown: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -189,7 +192,18 @@ def variant_row(shared: Mapping[str, object], variant: str, figures: Mapping) ->
         variant=variant,
         time=time,
         peak_memory=figures.get("peak_memory"),
+        clips_per_second=figures.get("clips_per_second"),
+        note=attention_kernels(figures.get("sdpa") or {}),
         breakdown=breakdown_of(figures),
+    )
+
+
+def attention_kernels(chosen: Mapping[str, Mapping]) -> str:
+    """SDPA's kernel for each kind of group of tokens, and where that is not the one it takes by itself."""
+    return "; ".join(
+        f"{group}: {kernels['fastest']}"
+        + (f", by default {kernels['default']}" if kernels["default"] != kernels["fastest"] else "")
+        for group, kernels in chosen.items()
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import pictures
+from benchmarks import curves, pictures
 from benchmarks.record import duration
 from benchmarks.records import NoTimes, Record, Row, read_record
 from medsora.errors import UserError, run_command
@@ -31,7 +31,6 @@ from medsora.report import Report
 RESULTS = Path(__file__).parent / "results"
 OUTPUT = Path("build") / "benchmark-report"
 PLAIN = ("reference", "definition")
-HEADER = ("case", "variant", "median", "quartiles", "rounds", "floors", "speed-up")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,6 +93,8 @@ def add_record(report: Report, record: Record, name: str, styles, folder: Path) 
     report.heading(f"{name}, {record.facts['date'][:10]}", level=3)
     for path, caption in draw_all(record, name, styles, folder):
         report.image(path, caption)
+    if grown := growth(record):
+        report.table(["growth with tokens", "variant", "tokens", "time ^", "residual", "memory ^", "crossing"], grown)
     report.table(*table_of(record))
     if record.not_timed:
         report.table(["not timed", "variant", "why"], record.not_timed)
@@ -102,19 +103,22 @@ def add_record(report: Report, record: Record, name: str, styles, folder: Path) 
 
 def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[Path, str]]:
     """The pictures of a run, a file and a caption each."""
-    subjects = dict.fromkeys((row.level, row.subject, row.dtype) for row in record.rows)
-    for level, subject, dtype in subjects:
-        rows = [row for row in record.rows if (row.level, row.subject, row.dtype) == (level, subject, dtype)]
+    below = f"{record.machine}, {record.facts['date'][:10]}"
+    for (level, subject, dtype), rows in by_subject(record).items():
         title = ", ".join(filter(None, (subject, dtype)))
         start = slug(f"{name}-{title}")
-        below = f"{record.machine}, {record.facts['date'][:10]}"
-        if all(row.floor for row in rows):
-            pictures.draw_floor_bars(folder / f"{start}.png", rows, styles, title)
-            yield folder / f"{start}.png", f"{title}: median times over the floor, quartiles as thin lines. {below}"
-        else:
-            pictures.draw_time_bars(folder / f"{start}.png", rows, styles, title)
-            yield folder / f"{start}.png", f"{title}: median times, quartiles as thin lines. {below}"
-        if weighed := [row for row in rows if row.peak_memory]:
+        grows = level == "layer" and len({row.tokens for row in rows} - {None}) > 1
+        draw, caption = (
+            (curves.draw_scaling, "time and memory over tokens; at the end of a curve its exponent")
+            if grows
+            else (pictures.draw_floor_bars, "median times over the floor, quartiles as thin lines")
+            if all(row.floor for row in rows)
+            else (pictures.draw_time_bars, "median times, quartiles as thin lines")
+        )
+        draw(folder / f"{start}.png", rows, styles, title)
+        yield folder / f"{start}.png", f"{title}: {caption}. {below}"
+        weighed = [row for row in rows if row.peak_memory]
+        if weighed and not grows:
             path = folder / f"{start}-memory.png"
             pictures.draw_memory_bars(path, weighed, styles, f"{title}: peak memory")
             yield path, f"{title}: the most memory that a call takes beyond its inputs. {below}"
@@ -122,6 +126,26 @@ def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[
             path = folder / f"{slug(f'{start}-{passes}-parts')}.png"
             pictures.draw_breakdown(path, parted, ", ".join(filter(None, (title, passes, "where a call's time goes"))))
             yield path, f"{title}, {passes}: what the time of a call is spent on, by the profiler. {below}"
+
+
+def growth(record: Record) -> list[tuple[str, ...]]:
+    """Rows of a table of layers: exponents of each variant, and in a last column where the times cross."""
+    found = []
+    for (level, subject, dtype), rows in by_subject(record).items():
+        for passes in dict.fromkeys(row.passes for row in rows if level == "layer"):
+            chosen = [row for row in rows if row.passes == passes]
+            crossed = {other: sentence for other, _, sentence in curves.crossings(curves.curves_of(chosen))}
+            case = f"{subject}, {dtype}, {passes}"
+            found += [(case, *line, crossed.get(line[0], "-")) for line in curves.exponents(chosen)]
+    return found
+
+
+def by_subject(record: Record) -> dict[tuple[str, str, str], list[Row]]:
+    """Rows by (level, subject, dtype), in the order of the record."""
+    found: dict[tuple[str, str, str], list[Row]] = {}
+    for row in record.rows:
+        found.setdefault((row.level, row.subject, row.dtype), []).append(row)
+    return found
 
 
 def parted_rows(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
@@ -139,21 +163,27 @@ def parted_rows(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 
 def table_of(record: Record) -> tuple[list[str], list[list[str]]]:
     """Header and cells of all rows of a run; columns that none of its rows has are left out."""
-    plain = {row.case: row.time.median for row in record.rows if row.variant in PLAIN}
-    wall = any(row.eager for row in record.rows)
-    weighed = any(row.peak_memory for row in record.rows)
-    header = [*HEADER, *["one eager call"] * wall, *["peak memory"] * weighed]
-    cells = []
+    plain = {row.case: row.time.median for row in record.rows if row.variant.removeprefix("mixers-") in PLAIN}
+    cells: dict[str, list[str]] = {}
     for row in record.rows:
-        spread = f"{duration(row.time.lower)} to {duration(row.time.upper)}"
-        times = plain.get(row.case)
-        line = [row.case, row.variant, duration(row.time.median), spread, str(row.time.rounds)]
-        line.append(f"{row.time.median / row.floor:.2f}" if row.floor else "-")
-        line.append(f"{times / row.time.median:.2f}" if times else "-")
-        line += [duration(row.eager.median) if row.eager else "-"] * wall
-        line += [pictures.memory_text(row.peak_memory) if row.peak_memory else "-"] * weighed
-        cells.append(line)
-    return header, cells
+        median, times = row.time.median, plain.get(row.case)
+        line = {
+            "case": row.case,
+            "variant": row.variant,
+            "median": duration(median),
+            "quartiles": f"{duration(row.time.lower)} to {duration(row.time.upper)}",
+            "rounds": str(row.time.rounds),
+            "floors": f"{median / row.floor:.2f}" if row.floor else "",
+            "speed-up": f"{times / median:.2f}" if times else "",
+            "clips/s": f"{row.clips_per_second:.3g}" if row.clips_per_second else "",
+            "one eager call": duration(row.eager.median) if row.eager else "",
+            "peak memory": pictures.memory_text(row.peak_memory) if row.peak_memory else "",
+            "attention by": row.note,
+        }
+        for name, text in line.items():
+            cells.setdefault(name, []).append(text)
+    shown = {name: column for name, column in cells.items() if any(column)}
+    return list(shown), [[text or "-" for text in line] for line in zip(*shown.values())]
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:
