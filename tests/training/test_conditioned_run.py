@@ -37,6 +37,25 @@ def test_a_long_video_of_a_class(trained, tmp_path, capsys):
     assert (settings["class_label"], settings["window"], settings["overlap"]) == (1, 16, 8)
 
 
+def test_quality_against_steps_is_measured_once(trained, tmp_path, capsys):
+    from benchmarks import sampler_quality
+
+    record = tmp_path / "quality.json"
+    command = ["--model", str(trained), "--sets", "1", "--predictions", "3", "2", "--output", str(record)]
+    sampler_quality.main([*command, "--samplers", "heun"])
+    first = json.loads(record.read_text())["rows"]
+    assert [(row["steps"], row["predictions"]) for row in first] == [(2, 3), (1, 1)]
+    assert "psnr_to_most_db" not in first[0] and 0 < first[1]["psnr_to_most_db"] < 100
+    sampler_quality.main([*command, "--samplers", "ddim", "heun"])
+    rows = json.loads(record.read_text())["rows"]
+    assert [row["sampler"] for row in rows] == ["ddim"] * 2 + ["heun"] * 2 and rows[2:] == first
+    assert all(row["motion_distance"] > 0 for row in rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["quality.json", "quality.png"]
+    capsys.readouterr()
+    assert run_command(lambda: sampler_quality.main([*command, "--seed", "1"])) == 2
+    assert "holds a measurement of another model or of other videos" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, words",
     [
