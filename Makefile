@@ -9,7 +9,8 @@ SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shel
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-gpu sanitize lint format clean
+.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-report bench-compare bench-gpu sanitize
+.PHONY: lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -61,6 +62,13 @@ test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanit
 
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
 	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+
+bench-report: $(READY)  ## pictures and a page of the recorded benchmarks, to build/benchmark-report
+	@$(RUN) -m benchmarks.report $(ARGS)
+
+bench-compare: $(READY)  ## what got slower since BASE=revision, by turns with it; ARGS="-k native" chooses
+	@test -n "$(BASE)" || { echo "make bench-compare: got no BASE, wants one such as BASE=main" >&2; exit 2; }
+	@$(RUN) -m benchmarks.revisions $(BASE) $(ARGS)
 
 bench-gpu:  ## time the scans on a GPU against their floors, some 8 minutes; ARGS="--quick", or "--help" to learn more
 	@$(GPU_PYTHON) -m benchmarks.gpu_scan $(ARGS)
