@@ -72,13 +72,14 @@ class Ways:
     """The steps of one size, by way; each way has its own model, made when it is first asked for.
 
     way: "mixers-native" or of another backend, "mixers" (the default backend), or a name of ATTENTIONS; "+compiled"
-    behind it: through torch.compile. dtype: of the forward pass. facts: what was noted of each way.
+    behind it: through torch.compile. dtype: of the forward pass. facts: what was noted of each way; models: what steps.
     """
 
     def __init__(self, name: str, dtype: torch.dtype, device: str = "cpu"):
         self.name, self.size, self.dtype, self.device = name, SIZES[name], dtype, device
         self.preset = name.split()[0]
         self.facts: dict[str, dict[str, object]] = {}
+        self.models: dict[str, nn.Module] = {}
         self._steps: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
 
     def to(self, device: torch.device, copy: bool = False) -> Ways:
@@ -134,6 +135,7 @@ class TrainingSteps(Ways):
         change = functools.partial(self.change, way=way, plain=plain, backward=True)
         trainer = untrained(settings, self.size, Path(folder.name), change, self.device)
         batch = random_batch(settings, self.size)
+        self.models[way] = trainer.task.module
 
         def step(folder=folder) -> tuple[Tensor, ...]:
             values = trainer._step([batch])[0]
@@ -153,6 +155,7 @@ class SamplingSteps(Ways):
         denoiser.to(self.device, self.dtype).eval()
         if way.endswith("+compiled") and not plain:
             denoiser.compile()
+        self.models[way] = denoiser
         channels, *rest = self.size.latents
         latents = torch.randn(self.size.videos, rest[0], channels, *rest[1:], generator=drawn).to(self.device)
         sampler = ready_sampler(make_scheduler("ddim", settings.diffusion), "ddim", STEPS, self.device)
