@@ -120,6 +120,7 @@ def _videos(target: Path, settings: EvaluateSettings, output: Path, device: str,
 def _reconstruct(vae, reference, settings: EvaluateSettings, output: Path, lpips, shown: bool) -> dict:
     """Reconstruction of the reference's held-out clips or, where there are none, of all, and a picture of some."""
     from medsora.data.latents import hash_vae
+    from medsora.evaluation.memorisation import PAGE
     from medsora.evaluation.reconstruction import measure_reconstruction
     from medsora.evaluation.reference import Reference
     from medsora.media import contact_sheet
@@ -141,7 +142,8 @@ def _reconstruct(vae, reference, settings: EvaluateSettings, output: Path, lpips
     with step_bar("reconstructions", 0, len(windows), shown) as bar:
         clips = (part.read(window, frames, 1) for window in windows)
         found = measure_reconstruction(vae, clips, settings.bands, settings.batch_size, lpips, look)
-    contact_sheet(output / "reconstruction.png", pairs, labels=["recorded", "reconstructed"] * (len(pairs) // 2))
+    labels = ["recorded", "reconstructed"] * (len(pairs) // 2)
+    contact_sheet(output / "reconstruction.png", pairs, labels=labels, width=PAGE)
     found |= {"split": split, "vae_sha256": hash_vae(vae), "lpips_sha256": lpips.sha256 if lpips else None}
     return found
 

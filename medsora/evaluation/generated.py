@@ -42,7 +42,7 @@ class FolderVideos:
             self.names, self.shape = names[:most], self._shape_of(names[0])
             names = names[1:]
         if self.shape is None:
-            why = f": {self.skipped[0][0]}: {self.skipped[0][1]}" if self.skipped else ", for no video is in it"
+            why = f": {self.skipped[-1][0]}: {self.skipped[-1][1]}" if self.skipped else ", for no video is in it"
             raise UserError(f"{self.folder} holds no generated video that can be used{why}")
 
     def __len__(self) -> int:

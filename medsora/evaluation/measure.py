@@ -30,8 +30,8 @@ TILES = 16  # videos of each side that are kept for the page
 class Evaluation:
     """One comparison of generated videos with a reference; `run()` gives the result that `results` describes.
 
-    Attributes after `run`: tiles, {"generated" and "real": uint8 arrays of some clips}; samples, uint8 (N, T, size, size,
-    3), those that were looked up among recordings.
+    Attributes after `run`: tiles, {"generated" and "real": uint8 arrays of some clips}; samples, uint8 (N, T, size,
+    size, 3), those that were looked up among recordings.
     """
 
     def __init__(self, videos: FolderVideos | RunVideos, reference: Reference, extractors: Sequence,

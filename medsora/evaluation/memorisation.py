@@ -12,7 +12,8 @@ from medsora.evaluation.reference import Reference, Window
 from medsora.metrics import NearestWindows
 from medsora.metrics.nearest import Match
 
-SHOWN = 6  # pairs in the picture, the nearest first
+PAGE = 1280  # pixels across a picture
+SHOWN = 4  # pairs in the picture, the nearest first
 COPY = 0.05  # a sample nearer than so large a share of the recordings are to each other is looked at as a copy
 
 
@@ -65,7 +66,7 @@ def draw_pairs(path: Path, found: dict, samples: np.ndarray, reference: Referenc
             f"generated {number}, {record['distance']:.1f} grey levels from",
             f"recorded: {record['source']}, frame {record['start']}{mirrored}",
         ]
-    contact_sheet(path, rows, labels=labels)
+    contact_sheet(path, rows, labels=labels, width=PAGE)
     return [int(number) for number in order]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from medsora import media
+from medsora.evaluation.memorisation import PAGE
 from medsora.evaluation.results import table
 from medsora.files import write_bytes
 from medsora.report import Report
@@ -61,7 +62,7 @@ def _add_videos(report: Report, folder: Path, tiles: Mapping[str, np.ndarray], f
             media.write_mp4(folder / f"{side}.mp4", mosaic(clips), fps, synthetic=side == "generated")
             report.video(folder / f"{side}.mp4", f"{title}, side by side")
         sheet = folder / f"{side}.png"
-        media.contact_sheet(sheet, list(clips[:6]), columns=8, synthetic=side == "generated")
+        media.contact_sheet(sheet, list(clips[:6]), columns=8, synthetic=side == "generated", width=PAGE)
         report.image(sheet, f"{title}: each row is one clip, its frames left to right")
 
 

@@ -13,8 +13,9 @@ protocol          of generation, for both sides:
                       manifest_sha256
 generation        {measure: ...} for "motion" and, with weights, "fvd", "cd_fvd", "fid":
   title, distance (Frechet; null for fewer than 2 samples), halves (the distance between two halves of the recordings,
-  every other clip or, of one clip, every other first frame), samples ("clip" or "frame"), real, generated (how many samples), size (of a
-  feature), protocol (features, weights with path and sha256, pictures, frames; proxy: true for the weight-free one)
+  every other clip or, of one clip, every other first frame), samples ("clip" or "frame"), real and generated (how
+  many samples), size (of a feature), protocol (features, weights with path and sha256, pictures, frames; proxy: true
+  for the weight-free one)
 inception_score   null without weights: {"generated" and "real": [mean, deviation over parts], parts, protocol}
 spectrum          frequency (fraction of the highest), real, generated (mean power by band), difference (decibels),
                   distance (mean of the absolute differences, decibels)

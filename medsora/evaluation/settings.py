@@ -67,7 +67,8 @@ class EvaluateSettings:
     def check(self) -> None:
         """Raises `UserError` for a value outside its range."""
         least = {"num_videos": 2, "reference_videos": 2, "num_frames": 1, "stride": 1, "reference_stride": 1,
-                 "size": 16, "steps": 1, "batch_size": 1, "reconstruction_clips": 0, "nearest": 0, "bands": 1}  # fmt: skip
+                 "size": 16, "steps": 1, "batch_size": 1, "reconstruction_clips": 0, "nearest": 0,
+                 "bands": 1}  # fmt: skip
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is not None and value < lowest:

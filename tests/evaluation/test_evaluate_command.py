@@ -1,0 +1,275 @@
+"""`python -m medsora.evaluate` as its user meets it: a small run, folders of videos, interruptions and bad input."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from micro_model import micro_pipeline
+
+from medsora.data import FrameClips, PrepareSettings, prepare_frames
+from medsora.errors import run_command
+from medsora.evaluate import main
+from medsora.evaluation import results
+from medsora.evaluation.generated import FolderVideos, RunVideos
+from medsora.media import write_mp4
+from medsora.metrics import frechet_motion_distance, psnr
+from medsora.training.evaluation import reconstruct
+
+
+def call(*arguments):
+    return run_command(lambda: main([str(argument) for argument in (*arguments, "--quiet")]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A saved pipeline of 32 x 32 pixels, 8 frames and 3 classes."""
+    folder = tmp_path_factory.mktemp("model") / "run"
+    micro_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """12 phantom clips of 24 frames at 32 x 32."""
+    folder = tmp_path_factory.mktemp("data") / "phantom"
+    prepare_frames("builtin:phantom:12", folder, PrepareSettings(size=32, num_frames=8, interval=2, val_fraction=0.3))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, dataset, tmp_path_factory):
+    """The run, evaluated with small numbers: the output folder and its result."""
+    output = tmp_path_factory.mktemp("out")
+    few = ("--num-videos", 6, "--steps", 2, "--reference_videos", 40, "--nearest", 3, "--batch-size", 4)
+    assert call(run, "--reference", dataset, "--output", output, *few, "--reconstruction_clips", 5) == 0
+    return output, json.loads((output / "evaluation.json").read_text())
+
+
+def test_result_has_what_its_description_lists(evaluated):
+    _, result = evaluated
+    words = (results.__doc__ or "").split()
+    assert all(name in words or f"{name}," in words for name in result), sorted(result)
+    assert result["format"] == results.FORMAT and "not for diagnosis" in result["notice"]
+    assert result["warnings"] == [] and result["device"] == "cpu"
+
+
+def test_protocol_states_both_sides(evaluated, dataset, run):
+    protocol = evaluated[1]["protocol"]
+    real, generated = protocol["real"], protocol["generated"]
+    assert (protocol["num_frames"], protocol["size"]) == (8, 32)
+    assert (real["windows"], real["frames"], real["stride"], real["flips"], real["resize"]) == (
+        40,
+        320,
+        2,
+        True,
+        "none",
+    )
+    assert real["manifest_sha256"] == hashlib.sha256((dataset / "manifest.json").read_bytes()).hexdigest()
+    assert (generated["videos"], generated["frames"], generated["source"]) == (6, 48, "run")
+    assert generated["settings"] == {"seed": 0, "steps": 2, "scheduler": None, "guidance_scale": 1.0}
+    weights = "denoiser/diffusion_pytorch_model.safetensors"
+    assert generated["sha256"][weights] == hashlib.sha256((run / weights).read_bytes()).hexdigest()
+
+
+def test_motion_distance_is_that_of_the_clips(evaluated, dataset):
+    """Recomputed from the kept samples and the same windows, by the function that holds all clips at once."""
+    from medsora.evaluation.reference import Reference
+
+    output, result = evaluated
+    made = [np.load(path) for path in sorted((output / "generated").glob("*.npy"))]
+    reference = Reference(dataset, "all", 32)
+    windows = [reference.read(window, 8, 2) for window in reference.windows(8, 2, 40, True, 0)]
+    found = result["generation"]["motion"]
+    assert found["distance"] == pytest.approx(frechet_motion_distance(windows, made), rel=1e-6)
+    assert (found["real"], found["generated"], found["protocol"]["proxy"]) == (40, 6, True)
+    assert 0 < found["halves"] < found["distance"]
+
+
+def test_reconstruction_is_that_of_held_out_clips(evaluated, dataset, run):
+    from medsora import MedSoraPipeline
+
+    found = evaluated[1]["reconstruction"]
+    vae = MedSoraPipeline.from_pretrained(run).vae
+    clips = FrameClips(dataset, "val").fixed_clips(8)
+    chosen = [clips[i * len(clips) // 5] for i in range(5)]
+    made = reconstruct(vae, chosen, 2)
+    wanted = np.mean([float(psnr(a, b)) for a, b in zip(made, chosen, strict=True)])
+    assert found["psnr"] == pytest.approx(wanted, abs=0.01)  # batches of another size round otherwise
+    assert (found["clips"], found["split"], found["lpips"], found["frames"]) == (5, "val", None, 8)
+    assert len(found["spectrum"]["energy_ratio"]) == 16 and found["ssim"] < 1
+
+
+def test_page_table_and_pictures(evaluated, capsys, run, dataset):
+    output, result = evaluated
+    page = (output / "report.html").read_text()
+    for words in ("motion distance (weight-free proxy)", "no substitute for FVD", "Nearest recordings", "Protocol",
+                  "data:video/mp4", "not for diagnosis"):  # fmt: skip
+        assert words in page
+    assert (output / "nearest.png").is_file() and (output / "reconstruction.png").is_file()
+    assert len(result["memorisation"]["samples"]) == 3 and len(result["memorisation"]["pairs"]) == 3
+    assert result["memorisation"]["threshold"] > 0 and len(result["memorisation"]["recorded"]) == 3
+
+
+def test_samples_are_kept_and_measured_again(evaluated, run, dataset, monkeypatch, tmp_path):
+    output, result = evaluated
+    before = np.load(output / "generated" / "00002.npy").astype(int)
+    (output / "generated" / "00002.npy").unlink()
+    sampled, inner = [], RunVideos._call
+
+    def noted(self, numbers):
+        sampled.append(list(numbers))
+        return inner(self, numbers)
+
+    monkeypatch.setattr(RunVideos, "_call", noted)
+    few = ("--num-videos", 6, "--steps", 2, "--reference_videos", 40, "--nearest", 0, "--batch-size", 4)
+    again = ("--output", output, *few, "--reconstruction_clips", 0)
+    assert call(run, "--reference", dataset, *again) == 0
+    assert sampled == [[0], [2]]  # the check of arguments, then the one that was missing
+    made = np.load(output / "generated" / "00002.npy").astype(int)
+    assert np.abs(made - before).max() <= 2  # sampled alone it rounds otherwise than in a batch
+    after = json.loads((output / "evaluation.json").read_text())
+    distances = [found["generation"]["motion"]["distance"] for found in (after, result)]
+    assert distances[0] == pytest.approx(distances[1], rel=0.01) and after["memorisation"] is None
+
+
+def test_an_interruption_keeps_what_was_sampled(run, dataset, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medsora.evaluation.measure.Evaluation._generated", interrupted)
+    assert call(run, "--reference", dataset, "--output", tmp_path, "--num-videos", 2, "--steps", 1) == 130
+    assert "what was sampled is kept" in capsys.readouterr().err
+    assert len(list((tmp_path / "generated").glob("*.npy"))) == 2
+
+
+def test_samples_of_other_settings_are_not_mixed(evaluated, run, dataset, capsys):
+    assert call(run, "--reference", dataset, "--output", evaluated[0], "--steps", 3) == 2
+    assert "holds samples of another model or of other settings" in capsys.readouterr().err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Five generated videos of 10 frames, 40 x 32, one of them too short, and a file that is none."""
+    rng = np.random.default_rng(0)
+    place = tmp_path / "made"
+    place.mkdir()
+    for number in range(5):
+        frames = rng.integers(0, 256, (4 if number == 3 else 10, 40, 32, 3), dtype=np.uint8)
+        np.save(place / f"{number}.npy", frames)
+    (place / "notes.txt").write_text("none")
+    return place
+
+
+def test_a_folder_against_recordings_that_are_not_prepared(folder, capsys):
+    assert call(folder, "--reference", "builtin:phantom:3", "--num_frames", 5, "--stride", 2, "--nearest", 0) == 0
+    result = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    generated, real = (result["protocol"][side] for side in ("generated", "real"))
+    assert (generated["videos"], generated["stride"], generated["size"]) == (4, 2, [40, 32])
+    assert generated["skipped"] == [["notes.txt", "it is not a kind of video this reads"],
+                                    ["3.npy", "it has 2 frames at a step of 2, wants 5"]]  # fmt: skip
+    assert generated["resize"] == "short side to 32, area (down) or bicubic (up), long side cut at the centre"
+    assert (real["size"], real["resize"], real["clips"]) == ([32, 32], "none", 3)
+    said = capsys.readouterr().out
+    assert "warning   2 file(s) were skipped, such as notes.txt" in said and result["reconstruction"] is None
+    assert "motion distance (weight-free proxy)" in said
+    again = FolderVideos(folder, 256, 2, 5, folder / "evaluation")  # its own output is no input
+    assert again.names == [f"{number}.npy" for number in range(5)]
+
+
+def test_compressed_videos_are_warned_of(tmp_path, dataset):
+    for number in range(2):
+        frames = np.random.default_rng(number).integers(0, 256, (8, 48, 48, 3), dtype=np.uint8)
+        write_mp4(tmp_path / "in" / f"{number}.mp4", frames, 6)
+    assert call(tmp_path / "in", "--reference", dataset, "--output", tmp_path / "out", "--nearest", 1) == 0
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert ["compressed" in warning for warning in result["warnings"]] == [False, True]
+    assert "stored at 32 x 32 and videos at 48 x 48" in result["warnings"][0]
+
+
+def test_networks_are_measured_with_their_weights_and_few_samples_warned_of(folder, dataset, tmp_path):
+    from transformers import VideoMAEConfig, VideoMAEModel
+
+    torch.manual_seed(0)
+    VideoMAEModel(
+        VideoMAEConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            intermediate_size=16,
+            image_size=32,
+            num_frames=4,
+        )
+    ).save_pretrained(tmp_path / "videomae")
+    options = ("--videomae", tmp_path / "videomae", "--num_frames", 8, "--nearest", 0, "--reference_videos", 30)
+    assert call(folder, "--reference", dataset, *options) == 0
+    result = json.loads((folder / "evaluation" / "evaluation.json").read_text())
+    found = result["generation"]["cd_fvd"]
+    weights = tmp_path / "videomae" / "model.safetensors"
+    assert found["protocol"]["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (found["size"], found["real"], found["generated"]) == (16, 30, 4) and found["distance"] > found["halves"] > 0
+    assert [w for w in result["warnings"] if "CD-FVD" in w] == [
+        "CD-FVD (VideoMAE): 4 generated clips are too few for features of 16 numbers, so the distance is too large and "
+        "depends on their number; compare it only with distances of as many."
+    ]
+
+
+def bad_input_cases():
+    return [
+        (("nowhere", "--reference", "{data}"), "there is no folder nowhere"),
+        (("{empty}", "--reference", "{data}"), "is empty: no video"),
+        (("{texts}", "--reference", "{data}"), "holds no generated video that can be used: a.txt"),
+        (("{made}",), "reference"),
+        (("{made}", "--reference", "nowhere"), "nowhere does not exist"),
+        (("{made}", "--reference", "{texts}"), "nothing in"),
+        (("{made}", "--reference", "{data}", "--num_frames", 40), "it has 10 frames, wants 40"),
+        (("{made}", "--reference", "{data}", "--reference_stride", 9), "holds 10 frames at a step of 9"),
+        (("{made}", "--reference", "{data}", "--split", "test"), "--split: got 'test', wants one of all, train, val"),
+        (("{made}", "--reference", "{data}", "--num-videos", 1), "--num_videos: got 1, wants 2 or more"),
+        (("{made}", "--reference", "{data}", "--bands", 17), "--bands: got 17, wants at most 16"),
+        (("{made}", "--reference", "{data}", "--i3d", "i3d.pt"), "--i3d: i3d.pt is a program"),
+        (("{made}", "--reference", "{data}", "--inception", "none.pth"), "pt_inception-2015-12-05-6726825d.pth"),
+        (("{made}", "--reference", "{data}", "--lpips", "none"), "--lpips: got none, wants a path that exists"),
+        (("{made}", "--reference", "{data}", "--flow", "raft"), "--flow_weights: got none"),
+        (("{run}", "--reference", "{data}", "--num_frames", 9), "--num_frames: got 9, wants at most 8"),
+        (("{run}", "--reference", "{data}", "--scheduler", "euler"), "--scheduler: got 'euler'"),
+        (("{run}", "--reference", "{data}", "--steps", 5000), "--steps: got 5000"),
+        (("{made}", "--reference", "{data}", "--num_frames", 4), "motion distance (weight-free proxy) wants clips"),
+    ]
+
+
+@pytest.mark.parametrize(("arguments", "words"), bad_input_cases())
+def test_bad_input_is_one_sentence(arguments, words, folder, dataset, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("empty", "texts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    places = {"made": folder, "data": dataset, "run": run} | {n: tmp_path / n for n in ("empty", "texts")}
+    assert call(*(str(a).format(**places) for a in arguments), "--output", tmp_path / "out") == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said and "\n" not in said and said.startswith("error: "), said
+
+
+def test_frames_that_are_gone_and_videos_of_two_sizes(folder, dataset, tmp_path, capsys):
+    from medsora.data import Manifest
+    from medsora.data.manifest import frames_path
+
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (moved / "manifest.json").write_bytes((dataset / "manifest.json").read_bytes())
+    assert call(folder, "--reference", moved) == 2
+    first = frames_path(moved, Manifest.read(moved).clips[0].id)
+    assert f"lists 12 clip(s) whose files are gone, such as {first}" in capsys.readouterr().err
+    np.save(folder / "2.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    assert call(folder, "--reference", dataset) == 2
+    assert "0.npy is 40 x 32 but 2.npy is 32 x 32" in capsys.readouterr().err
+
+
+def test_help_names_sources_measures_and_settings():
+    shown = subprocess.run([sys.executable, "-m", "medsora.evaluate", "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    for word in ("RUN/dataset", "builtin:cine", "--num_videos", "--i3d", "#sha256=HEX", "CD-FVD", "examples:"):
+        assert word in shown.stdout
