@@ -31,6 +31,7 @@ PINNED = {
     "without scans": "#F0E442",
 }
 OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#3B3B3B", "#F0E442")
+PARTS = (BLUE, "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", GREY, "#3B3B3B")
 HATCHES = ("", "...", "xxx")  # once all colours are taken
 COMPILED = "+compiled"
 INK, SOFT, FAINT = "#1c2430", "#5b6675", "#c9d0d8"
@@ -96,39 +97,44 @@ def draw_memory_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style
     _draw_bars(path, rows, styles, title, lambda row: row.peak_memory, "peak memory", memory_text)
 
 
-def draw_breakdown(path: Path, rows: Sequence[Row], title: str, most: int = 9) -> None:
-    """Where the time of a call goes: a bar a row, its parts by kind, the longest kinds over all rows first; what is
-    beyond `most` kinds is one part, "other". What a call's time holds beyond its parts is left white."""
-    kinds: dict[str, float] = {}
+def draw_breakdown(
+    path: Path,
+    rows: Sequence[Row],
+    title: str,
+    of: Callable[[Row], Mapping[str, float]] = lambda row: row.breakdown,
+    most: int = 9,
+) -> None:
+    """What the time of a call is spent on: a bar a row, what takes longest over all rows first; beyond `most` kinds all
+    is one, "other". The outline is the median that was timed without the profiler, which may take time itself."""
+    sums: dict[str, float] = {}
     for row in rows:
-        for kind, seconds in row.breakdown.items():
-            kinds[kind] = kinds.get(kind, 0.0) + seconds
-    longest = sorted(kinds, key=lambda kind: -kinds[kind])[:most]
-    styles = styles_of([f"part {kind}" for kind in longest])
-    colors = {kind: styles[f"part {kind}"] for kind in longest} | {"other": {"color": FAINT, "hatch": ""}}
-    unit, size = _unit(max(max(row.time.median, sum(row.breakdown.values())) for row in rows))
+        for kind, seconds in of(row).items():
+            sums[kind] = sums.get(kind, 0.0) + seconds
+    longest = sorted(sums, key=lambda kind: -sums[kind])[:most]
+    colors = dict(zip(longest, PARTS)) | {"other": FAINT}
+    unit, size = _unit(max(max(row.time.median, sum(of(row).values())) for row in rows))
     figure = Figure(figsize=(9.6, 1.5 + 0.42 * len(rows) + 0.2 * math.ceil(len(colors) / 3)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        parts = {kind: row.breakdown.get(kind, 0.0) for kind in longest}
-        parts["other"] = sum(row.breakdown.values()) - sum(parts.values())
+        parts = {kind: of(row).get(kind, 0.0) for kind in longest}
+        parts["other"] = sum(of(row).values()) - sum(parts.values())
         left = 0.0
         for kind, seconds in parts.items():
-            style = colors[kind]
-            axes.barh(y, seconds / size, left=left, height=0.62, edgecolor="white", linewidth=0.6, **style)
+            axes.barh(y, seconds / size, left=left, height=0.62, edgecolor="white", linewidth=0.6, color=colors[kind])
             left += seconds / size
         whole = row.time.median / size
-        axes.barh(y, whole, height=0.62, facecolor="none", edgecolor=INK, linewidth=0.8)
+        axes.barh(y, whole, height=0.62, facecolor="none", edgecolor=INK, linewidth=0.9)
         _beside(axes, y, max(left, whole) * 1.01, duration(row.time.median))
     axes.set_yticks(range(len(rows)), [f"{row.variant}\n{row.shape}" for row in rows], fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
-    axes.set_xlabel(f"time of a call, {unit}; the outline is its median", fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_xlabel(f"time of a call, {unit}; outline: its median without the profiler", fontsize=9)
     _plain(axes)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    shown = [kind for kind in colors if kind != "other" or any(len(row.breakdown) > most for row in rows)]
-    handles = [Patch(facecolor=colors[kind]["color"], hatch=colors[kind]["hatch"], label=kind[:48]) for kind in shown]
+    shown = [kind for kind in colors if kind != "other" or len(sums) > most]
+    handles = [Patch(facecolor=colors[kind], label=kind[:48]) for kind in shown]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     write(figure, path)
 

@@ -17,7 +17,7 @@ from medsora.errors import UserError
 
 FORMAT = 1
 LEVELS = ("operator", "layer", "model")
-SECTIONS = ("cases", "blocks", "steps", "seconds")  # a record of times has one of them at least
+SECTIONS = {"cases": list, "blocks": list, "steps": list, "seconds": dict}  # a record of times has one at least
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
     subject: what is computed, such as an operator. eager: wall time of one call beside device time. floor: seconds that
     the case takes at least; None where none is known. tokens: those of all videos. peak_memory: beyond the inputs.
     clips_per_second: of models. note: what else there is to say, such as the kernels that attention took. breakdown:
-    seconds of a call by what they were spent on; may be empty.
+    seconds of a call by the kind of work, parts: by the part of a model, both by a profiler; may be empty.
     """
 
     level: str
@@ -55,6 +55,7 @@ class Row:
     clips_per_second: float | None = None
     note: str = ""
     breakdown: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def case(self) -> str:
@@ -88,7 +89,7 @@ def read_record(path: Path) -> Record:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: is not JSON ({error}), wants a record of a benchmark run") from error
-    if not isinstance(found, dict) or not any(section in found for section in SECTIONS):
+    if not isinstance(found, dict) or not any(isinstance(found.get(name), kind) for name, kind in SECTIONS.items()):
         raise NoTimes(f"{path}: holds no times, wants a record such as `pytest benchmarks --record NAME` writes")
     if found.get("format") != FORMAT:
         raise UserError(f"{path}: got a record of format {found.get('format')!r}, wants {FORMAT}")
@@ -195,6 +196,7 @@ def variant_row(shared: Mapping[str, object], variant: str, figures: Mapping) ->
         clips_per_second=figures.get("clips_per_second"),
         note=attention_kernels(figures.get("sdpa") or {}),
         breakdown=breakdown_of(figures),
+        parts={part: sum(kinds.values()) for part, kinds in (figures.get("parts") or {}).items()},
     )
 
 

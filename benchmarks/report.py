@@ -15,6 +15,7 @@ run (benchmarks/limits.py); layers as curves over tokens with fitted exponents; 
 from __future__ import annotations
 
 import argparse
+import operator
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -106,26 +107,35 @@ def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[
     below = f"{record.machine}, {record.facts['date'][:10]}"
     for (level, subject, dtype), rows in by_subject(record).items():
         title = ", ".join(filter(None, (subject, dtype)))
-        start = slug(f"{name}-{title}")
-        grows = level == "layer" and len({row.tokens for row in rows} - {None}) > 1
-        draw, caption = (
-            (curves.draw_scaling, "time and memory over tokens; at the end of a curve its exponent")
-            if grows
-            else (pictures.draw_floor_bars, "median times over the floor, quartiles as thin lines")
-            if all(row.floor for row in rows)
-            else (pictures.draw_time_bars, "median times, quartiles as thin lines")
-        )
-        draw(folder / f"{start}.png", rows, styles, title)
-        yield folder / f"{start}.png", f"{title}: {caption}. {below}"
-        weighed = [row for row in rows if row.peak_memory]
-        if weighed and not grows:
-            path = folder / f"{start}-memory.png"
-            pictures.draw_memory_bars(path, weighed, styles, f"{title}: peak memory")
-            yield path, f"{title}: the most memory that a call takes beyond its inputs. {below}"
-        for passes, parted in parted_rows(rows):
-            path = folder / f"{slug(f'{start}-{passes}-parts')}.png"
-            pictures.draw_breakdown(path, parted, ", ".join(filter(None, (title, passes, "where a call's time goes"))))
-            yield path, f"{title}, {passes}: what the time of a call is spent on, by the profiler. {below}"
+        start = folder / slug(f"{name}-{title}")
+        if level != "model" or not all(row.breakdown for row in rows):
+            yield from draw_figures(start, rows, styles, title, below)
+        for passes, chosen in broken_down(rows):
+            what = ", ".join(filter(None, (title, passes)))
+            for kind, of in (("kinds of work", "breakdown"), ("parts of the model", "parts")):
+                if any(getattr(row, of) for row in chosen):
+                    path = start.with_name(slug(f"{start.name}-{passes}-{of}") + ".png")
+                    pictures.draw_breakdown(path, chosen, f"{what}: {kind}", operator.attrgetter(of))
+                    yield path, f"{what}: what the time of a call is spent on, by {kind}, as profiled. {below}"
+
+
+def draw_figures(start: Path, rows: Sequence[Row], styles, title: str, below: str) -> Iterator[tuple[Path, str]]:
+    """Time, over the floor or over tokens where there are such, and memory."""
+    path, weighed = start.with_name(f"{start.name}.png"), [row for row in rows if row.peak_memory]
+    if rows[0].level == "layer" and len({row.tokens for row in rows} - {None}) > 1:
+        curves.draw_scaling(path, rows, styles, title)
+        yield path, f"{title}: time and memory over tokens; at the end of a curve its exponent. {below}"
+        return
+    if all(row.floor for row in rows):
+        pictures.draw_floor_bars(path, rows, styles, title)
+        yield path, f"{title}: median times over the floor, quartiles as thin lines. {below}"
+    else:
+        pictures.draw_time_bars(path, rows, styles, title)
+        yield path, f"{title}: median times, quartiles as thin lines. {below}"
+    if weighed:
+        path = start.with_name(f"{start.name}-memory.png")
+        pictures.draw_memory_bars(path, weighed, styles, f"{title}: peak memory")
+        yield path, f"{title}: the most memory that a call takes beyond its inputs. {below}"
 
 
 def growth(record: Record) -> list[tuple[str, ...]]:
@@ -148,11 +158,11 @@ def by_subject(record: Record) -> dict[tuple[str, str, str], list[Row]]:
     return found
 
 
-def parted_rows(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Passes, and the rows of a picture of parts: of an operator's case the fastest variant, else all that have any."""
+def broken_down(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """Passes and the rows of one picture of breakdowns: of each operator case the fastest variant, else all."""
     found = [row for row in rows if row.breakdown]
     if found and found[0].level == "operator":
-        best = {}
+        best: dict[str, Row] = {}
         for row in found:
             if row.case not in best or row.time.median < best[row.case].time.median:
                 best[row.case] = row
