@@ -137,7 +137,7 @@ def _wall(rng: np.random.Generator, length: float) -> _Wall:
 def _add_polyp(wall: _Wall, rng: np.random.Generator, last_z: float) -> None:
     """Raises a rounded, redder, smoother bump on the wall, ahead of where the camera ends."""
     rows, angles = wall.radius.shape
-    place, turn, breadth = last_z + rng.uniform(1.0, 1.4), rng.uniform(0, 2 * np.pi), rng.uniform(0.30, 0.40)
+    place, turn, breadth = last_z + rng.uniform(0.8, 1.2), rng.uniform(0, 2 * np.pi), rng.uniform(0.42, 0.52)
     z = (np.arange(rows) / CELLS_PER_UNIT)[:, None] - place
     around = (np.arange(angles) * 2 * np.pi / angles)[None] - turn
     around = (around + np.pi) % (2 * np.pi) - np.pi
@@ -145,9 +145,9 @@ def _add_polyp(wall: _Wall, rng: np.random.Generator, last_z: float) -> None:
     away = np.hypot(z, 0.8 * around) / breadth * lumps
     dome = np.sqrt(np.clip(1 - away**4, 0, 1)).astype(np.float32)
     base = np.minimum(wall.radius, 0.92)
-    wall.radius = np.where(dome > 0, np.minimum(wall.radius, base - 1.1 * breadth * dome), wall.radius)
+    wall.radius = np.where(dome > 0, np.minimum(wall.radius, base - 0.8 * breadth * dome), wall.radius)
     blend = np.clip(1.4 * dome, 0, 1)[..., None]
-    flesh = np.array([0.86, 0.33, 0.29]) * (1 + 0.10 * _noise(rng, wall.radius.shape, 2.0, 10.0, 0.4))[..., None]
+    flesh = np.array([0.80, 0.22, 0.20]) * (1 + 0.10 * _noise(rng, wall.radius.shape, 2.0, 10.0, 0.4))[..., None]
     wall.albedo = (wall.albedo * (1 - blend) + flesh * blend).astype(np.float32)
 
 
