@@ -121,7 +121,7 @@ class AttentionLayer(Layer):
     def _with_kernels(self, call, x: Tensor, **weights: Tensor) -> Tensor:
         if not self.kernels:
             self.kernels = choose_kernels(self.module, x, self.grid, self.backward)
-        return call(x, **weights)
+        return call(x=x, **weights)
 
     def definition(self, x: Tensor, **weights: Tensor) -> Tensor:
         attentions = [module for module in self.module.modules() if isinstance(module, Attention)]

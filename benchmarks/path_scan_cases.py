@@ -38,7 +38,11 @@ def path_scan_cases() -> list[Case]:
 
 
 def path_scan_case(shape: str, directions: int, dtype: torch.dtype, passes: str) -> Case:
+    from benchmarks.gpu.shapes import Scale, Shape  # these take the sizes of this module
+    from benchmarks.gpu.variants import path_scan_peers
+
     videos, path = SHAPES[shape]
+    scanned = Shape(shape, videos, (path,), Scale(WIDTH, STATE, HEAD_DIM, dtype))
     sizes = {"head_dim": HEAD_DIM, "bidirectional": directions == 2}
 
     def scan(**inputs):
@@ -50,7 +54,7 @@ def path_scan_case(shape: str, directions: int, dtype: torch.dtype, passes: str)
 
     def composition(**inputs):
         """The definition as plain PyTorch that torch.compile can look into; the operator is opaque to it."""
-        offsets, settings = [path.offsets()], (HEAD_DIM, 1, directions == 2, 1e-5, WIDTH)
+        offsets, settings = [path.offsets(inputs["zxbcdt"].device)], (HEAD_DIM, 1, directions == 2, 1e-5, WIDTH)
         return reference.path_scan(**inputs, offsets=offsets, strides=[path.stride], **_settings(settings))
 
     return Case(
@@ -72,7 +76,11 @@ def path_scan_case(shape: str, directions: int, dtype: torch.dtype, passes: str)
         inputs=functools.partial(path_scan_inputs, videos, math.prod(path.grid), dtype),
         differentiated=("zxbcdt", "conv_weight", "conv_bias", "dt_bias", "A", "D", "norm_weight"),
         definition=definition,
-        variants=(*on_backends("path_scan", scan), by_torch_compile(composition)),
+        variants=(
+            *on_backends("path_scan", scan),
+            *path_scan_peers(scanned, directions == 2),
+            by_torch_compile(composition),
+        ),
     )
 
 

@@ -105,10 +105,9 @@ def lines(cases: Sequence[Mapping]) -> list[str]:
             sizes = f"{curves[name][0][0]} to {curves[name][-1][0]} tokens"
             points = memory.get(key, {}).get(name, ())
             of_memory = f", memory as tokens ^ {fit(points).exponent:.2f}" if len(points) > 1 else ""
-            text.append(
-                f"  {name:{width}}  {sizes}: time as tokens ^ {of_time.exponent:.2f}"
-                f" (residual {of_time.residual:.2f}){of_memory}"
-            )
+            # Any power goes through two points.
+            residual = f" (residual {of_time.residual:.2f})" if len(curves[name]) > 2 else ""
+            text.append(f"  {name:{width}}  {sizes}: time as tokens ^ {of_time.exponent:.2f}{residual}{of_memory}")
         text += [
             f"  {found.faster} is faster than {found.slower} from about {found.tokens:.0f} tokens on"
             for found in crossovers(curves)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.case import Case, by_torch_compile, on_backends
+from benchmarks.case import Case, Variant, by_torch_compile, on_backends
+from benchmarks.gpu.variants import LIBRARY_CHUNK, imported, on_gpus
 from benchmarks.work import PASSES, ssd_scan_work
 from medsora_ops import ssd_scan, use_backend
 from medsora_ops.scan import reference
@@ -28,6 +29,15 @@ def ssd_scan_case(passes: str) -> Case:
     def composition(**inputs):
         nothing = dict.fromkeys(("D", "z", "dt_bias", "initial_states"))
         return reference.ssd_scan(**inputs, **nothing, dt_softplus=False, return_final_states=False)[0]
+
+    def by_mamba_ssm(x, dt, A, B, C):
+        scan = imported("mamba_ssm.ops.triton.ssd_combined").mamba_chunk_scan_combined
+        return scan(x, dt, A, B, C, LIBRARY_CHUNK)
+
+    def by_fla(x, dt, A, B, C):
+        """With one decay a head its gated linear attention is this scan: q = C, k = B, v = dt x."""
+        B, C = (t.expand(-1, -1, heads, -1).contiguous() for t in (B, C))
+        return imported("fla.ops.simple_gla").chunk_simple_gla(C, B, x * dt[..., None], g=dt * A, scale=1.0)[0]
 
     def inputs() -> dict[str, torch.Tensor]:
         drawn = torch.Generator().manual_seed(0)
@@ -55,5 +65,10 @@ def ssd_scan_case(passes: str) -> Case:
         inputs=inputs,
         differentiated=("x", "dt", "A", "B", "C"),
         definition=definition,
-        variants=(*on_backends("ssd_scan", ssd_scan), by_torch_compile(composition)),
+        variants=(
+            *on_backends("ssd_scan", ssd_scan),
+            Variant("mamba_ssm", on_gpus(by_mamba_ssm, "mamba_ssm")),
+            Variant("fla", on_gpus(by_fla, "fla")),
+            by_torch_compile(composition),
+        ),
     )

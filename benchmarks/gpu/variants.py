@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Unavailable
+from benchmarks.case import Unavailable, Variant, inputs_on_cpu
 from benchmarks.gpu.chain import chain_path_scan, scan_orders
 from benchmarks.gpu.shapes import Shape
 from medsora_ops import path_scan, use_backend
@@ -27,8 +27,7 @@ def variants(shape: Shape, compiled: bool) -> dict[str, Call]:
     found = {
         OURS: functools.partial(_on_backend, "triton", shape),
         "chain": functools.partial(_chain, shape),
-        "mamba_ssm": functools.partial(_mamba_ssm, shape),
-        "fla": functools.partial(_fla, shape),
+        **{name: functools.partial(call, shape) for name, call in PEERS.items()},
         DEFINITION: functools.partial(_on_backend, "reference", shape),
     }
     if compiled:
@@ -65,20 +64,22 @@ def compiled_definition(shape: Shape) -> Call:
     return run
 
 
-def _in_scan_order(shape: Shape, inputs: dict[str, Tensor], mix: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+def _in_scan_order(
+    shape: Shape, inputs: dict[str, Tensor], mix: Callable[[Tensor], Tensor], bidirectional: bool
+) -> tuple[Tensor, ...]:
     """What a library that knows plain sequences needs around it: copies there, the two directions added back."""
     rows, found = inputs["zxbcdt"], []
     for path in shape.paths:
-        there, back = scan_orders(path, True, rows.device)
+        there, back = scan_orders(path, bidirectional, rows.device)
         gathered = rows.index_select(1, there)
         y = mix(gathered.view(-1, path.length, rows.shape[-1])).reshape(*gathered.shape[:2], -1)
         found.append(functools.reduce(torch.add, (y.index_select(1, order) for order in back)))
     return tuple(found)
 
 
-def _mamba_ssm(shape: Shape, **inputs) -> tuple[Tensor, ...]:
-    combined = _imported("mamba_ssm.ops.triton.ssd_combined").mamba_split_conv1d_scan_combined
-    _imported("causal_conv1d")
+def _mamba_ssm(shape: Shape, bidirectional: bool = True, **inputs) -> tuple[Tensor, ...]:
+    combined = imported("mamba_ssm.ops.triton.ssd_combined").mamba_split_conv1d_scan_combined
+    imported("causal_conv1d")
 
     def mix(rows):
         # Its convolution wants filters in the type of the rows.
@@ -92,12 +93,12 @@ def _mamba_ssm(shape: Shape, **inputs) -> tuple[Tensor, ...]:
             norm_before_gate=False,
         )
 
-    return _in_scan_order(shape, inputs, mix)
+    return _in_scan_order(shape, inputs, mix, bidirectional)
 
 
-def _fla(shape: Shape, **inputs) -> tuple[Tensor, ...]:
+def _fla(shape: Shape, bidirectional: bool = True, **inputs) -> tuple[Tensor, ...]:
     """flash-linear-attention: with one decay a head its gated linear attention is this scan, q = C, k = B, v = dt x."""
-    attention = _imported("fla.ops.simple_gla").chunk_simple_gla
+    attention = imported("fla.ops.simple_gla").chunk_simple_gla
     scale = shape.scale
 
     def mix(rows):
@@ -114,12 +115,41 @@ def _fla(shape: Shape, **inputs) -> tuple[Tensor, ...]:
         y = (y + x * inputs["D"].to(x.dtype)[:, None]).flatten(-2) * F.silu(z)
         return F.rms_norm(y, (scale.width,), inputs["norm_weight"].to(y.dtype), 1e-5)
 
-    return _in_scan_order(shape, inputs, mix)
+    return _in_scan_order(shape, inputs, mix, bidirectional)
 
 
 @functools.cache
-def _imported(name: str):
+def imported(name: str):
+    """A module of another library. Raises Unavailable, with the reason, where it does not import."""
     try:
         return importlib.import_module(name)
     except Exception as error:  # libraries with compiled parts fail in many ways
         raise Unavailable(f"{name.split('.')[0]} does not import: {error}") from error
+
+
+PEERS = {"mamba_ssm": _mamba_ssm, "fla": _fla}
+
+
+def on_gpus(call: Call, *libraries: str) -> Call:
+    """`call`, which needs these libraries and a GPU; raises Unavailable, with the reason, without them."""
+
+    def run(**inputs):
+        for name in libraries:
+            imported(name)
+        if inputs_on_cpu(inputs):
+            raise Unavailable(f"{libraries[0]} runs on GPUs only")
+        return call(**inputs)
+
+    return run
+
+
+def path_scan_peers(shape: Shape, bidirectional: bool) -> tuple[Variant, ...]:
+    """Other libraries for the one path of `shape`, as variants of a case."""
+    libraries = {"mamba_ssm": ("mamba_ssm", "causal_conv1d"), "fla": ("fla",)}
+
+    def one_output(call: Call, **inputs) -> Tensor:
+        return call(shape, bidirectional, **inputs)[0]
+
+    return tuple(
+        Variant(name, on_gpus(functools.partial(one_output, call), *libraries[name])) for name, call in PEERS.items()
+    )
