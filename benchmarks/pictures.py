@@ -37,6 +37,7 @@ COMPILED = "+compiled"
 INK, SOFT, FAINT = "#1c2430", "#5b6675", "#c9d0d8"
 DPI = 130
 BAR = 0.17  # inches
+WIDE = 10.0  # a ratio beyond which calls are not drawn to one scale
 Style = dict[str, str]
 
 
@@ -83,7 +84,7 @@ def draw_floor_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style]
         panel.set_title(passes, fontsize=9.5, loc="left", color=SOFT)
         panel.set_xlabel("median time, multiples of the floor", fontsize=9)
     floor = Line2D([], [], color=INK, linewidth=1.4, label="floor: the limits of this machine, data from memory")
-    _legend(figure, rows, styles, [floor])
+    _legend(figure, rows, styles, [*_eager_mark(rows), floor])
     write(figure, path)
 
 
@@ -112,25 +113,31 @@ def draw_breakdown(
             sums[kind] = sums.get(kind, 0.0) + seconds
     longest = sorted(sums, key=lambda kind: -sums[kind])[:most]
     colors = dict(zip(longest, PARTS)) | {"other": FAINT}
+    wholes = [row.time.median for row in rows]
     unit, size = _unit(max(max(row.time.median, sum(of(row).values())) for row in rows))
+    shares = max(wholes) > WIDE * min(wholes)
+    sizes = wholes if shares else [size] * len(rows)
+    what = "share of a call's median time without the profiler, which the outline is"
     figure = Figure(figsize=(9.6, 1.5 + 0.42 * len(rows) + 0.2 * math.ceil(len(colors) / 3)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    for y, row in enumerate(rows):
+    for y, (row, size) in enumerate(zip(rows, sizes)):
         parts = {kind: of(row).get(kind, 0.0) for kind in longest}
         parts["other"] = sum(of(row).values()) - sum(parts.values())
         left = 0.0
         for kind, seconds in parts.items():
             axes.barh(y, seconds / size, left=left, height=0.62, edgecolor="white", linewidth=0.6, color=colors[kind])
             left += seconds / size
-        whole = row.time.median / size
-        axes.barh(y, whole, height=0.62, facecolor="none", edgecolor=INK, linewidth=0.9)
-        _beside(axes, y, max(left, whole) * 1.01, duration(row.time.median))
+        axes.barh(y, row.time.median / size, height=0.62, facecolor="none", edgecolor=INK, linewidth=0.9)
+    right = axes.get_xlim()[1]
+    for y, (row, size) in enumerate(zip(rows, sizes)):
+        end = max(row.time.median, sum(of(row).values())) / size
+        _beside(axes, y, end + 0.01 * right, duration(row.time.median))
     axes.set_yticks(range(len(rows)), [f"{row.variant}\n{row.shape}" for row in rows], fontsize=8.5)
     axes.invert_yaxis()
-    axes.set_xlim(0, axes.get_xlim()[1] * 1.1)
+    axes.set_xlim(0, right * 1.1)
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel(f"time of a call, {unit}; outline: its median without the profiler", fontsize=9)
+    axes.set_xlabel(what if shares else f"time of a call, {unit}; outline: its median without the profiler", fontsize=9)
     _plain(axes)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     shown = [kind for kind in colors if kind != "other" or len(sums) > most]
@@ -175,7 +182,7 @@ def _draw_bars(
         panel.tick_params(axis="x", labelsize=8)
         panel.set_title(passes, fontsize=9.5, loc="left", color=SOFT)
         panel.set_xlabel(what, fontsize=9)
-    _legend(figure, rows, styles)
+    _legend(figure, rows, styles, _eager_mark(rows) if whiskers else [])
     write(figure, path)
 
 
@@ -245,13 +252,16 @@ def _beside(axes, y: float, x: float, text: str, color: str = INK) -> None:
 
 
 def _legend(figure: Figure, rows: Sequence[Row], styles: Mapping[str, Style], further: Sequence = ()) -> None:
+    """What the colours are, and then what else there is to see."""
     names = dict.fromkeys(row.variant for row in rows)
     handles = [Patch(facecolor=styles[n]["color"], hatch=styles[n]["hatch"], edgecolor="white", label=n) for n in names]
-    if any(row.eager for row in rows):
-        diamond = Line2D([], [], marker="D", linestyle="", color="white", markeredgecolor=INK, label="one eager call")
-        handles.append(diamond)
     handles += further
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=9, frameon=False)
+
+
+def _eager_mark(rows: Sequence[Row]) -> list[Line2D]:
+    look = {"marker": "D", "linestyle": "", "color": "white", "markeredgecolor": INK}
+    return [Line2D([], [], label="one eager call", **look)] if any(row.eager for row in rows) else []
 
 
 def _plain(axes) -> None:

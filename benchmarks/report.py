@@ -15,6 +15,7 @@ run (benchmarks/limits.py); layers as curves over tokens with fitted exponents; 
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 import re
 import sys
@@ -31,6 +32,7 @@ from medsora.report import Report
 
 RESULTS = Path(__file__).parent / "results"
 OUTPUT = Path("build") / "benchmark-report"
+MOST = 12  # shapes in a picture
 PLAIN = ("reference", "definition")
 
 
@@ -98,7 +100,7 @@ def add_record(report: Report, record: Record, name: str, styles, folder: Path) 
         report.table(["growth with tokens", "variant", "tokens", "time ^", "residual", "memory ^", "crossing"], grown)
     report.table(*table_of(record))
     if record.not_timed:
-        report.table(["not timed", "variant", "why"], record.not_timed)
+        report.table(["not timed", "why", "cases"], not_timed(record))
     report.table(["made", "with"], record.facts.items())
 
 
@@ -120,22 +122,31 @@ def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[
 
 
 def draw_figures(start: Path, rows: Sequence[Row], styles, title: str, below: str) -> Iterator[tuple[Path, str]]:
-    """Time, over the floor or over tokens where there are such, and memory."""
-    path, weighed = start.with_name(f"{start.name}.png"), [row for row in rows if row.peak_memory]
+    """Time, over the floor or over tokens where there are such, and memory; many shapes in several pictures."""
     if rows[0].level == "layer" and len({row.tokens for row in rows} - {None}) > 1:
+        path = start.with_name(f"{start.name}.png")
         curves.draw_scaling(path, rows, styles, title)
         yield path, f"{title}: time and memory over tokens; at the end of a curve its exponent. {below}"
         return
-    if all(row.floor for row in rows):
-        pictures.draw_floor_bars(path, rows, styles, title)
-        yield path, f"{title}: median times over the floor, quartiles as thin lines. {below}"
-    else:
-        pictures.draw_time_bars(path, rows, styles, title)
-        yield path, f"{title}: median times, quartiles as thin lines. {below}"
-    if weighed:
-        path = start.with_name(f"{start.name}-memory.png")
-        pictures.draw_memory_bars(path, weighed, styles, f"{title}: peak memory")
-        yield path, f"{title}: the most memory that a call takes beyond its inputs. {below}"
+    floors = all(row.floor for row in rows)
+    draw, what = (pictures.draw_floor_bars, "times over the floor") if floors else (pictures.draw_time_bars, "times")
+    for number, some in enumerate(by_shapes(rows), start=1):
+        path = start.with_name(start.name + (f"-{number}" if number > 1 else "") + ".png")
+        draw(path, some, styles, title)
+        yield path, f"{title}: median {what}, quartiles as thin lines. {below}"
+        if weighed := [row for row in some if row.peak_memory]:
+            path = path.with_name(f"{path.stem}-memory.png")
+            pictures.draw_memory_bars(path, weighed, styles, f"{title}: peak memory")
+            yield path, f"{title}: the most memory that a call takes beyond its inputs. {below}"
+
+
+def by_shapes(rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows in parts of at most MOST shapes each, about equally many."""
+    shapes = list(dict.fromkeys(row.shape for row in rows))
+    each = math.ceil(len(shapes) / math.ceil(len(shapes) / MOST))
+    for first in range(0, len(shapes), each):
+        chosen = shapes[first : first + each]
+        yield [row for row in rows if row.shape in chosen]
 
 
 def growth(record: Record) -> list[tuple[str, ...]]:
@@ -148,6 +159,17 @@ def growth(record: Record) -> list[tuple[str, ...]]:
             case = f"{subject}, {dtype}, {passes}"
             found += [(case, *line, crossed.get(line[0], "-")) for line in curves.exponents(chosen)]
     return found
+
+
+def not_timed(record: Record) -> list[tuple[str, str, str]]:
+    """(variant, why, cases), those of one reason together."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case, variant, why in record.not_timed:
+        found.setdefault((variant, why), []).append(case)
+    return [
+        (variant, why, "; ".join(cases) if len(cases) <= 4 else f"{len(cases)} cases")
+        for (variant, why), cases in found.items()
+    ]
 
 
 def by_subject(record: Record) -> dict[tuple[str, str, str], list[Row]]:
