@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from medsora.evaluation.settings import EvaluateSettings
     from medsora.processes import Processes
 
+CHUNK = 8  # frames that the video VAE encodes together
 DESCRIPTION = """\
 Compares generated videos with recorded ones and writes evaluation.json (every number, with the protocol it was measured
 by), report.html (curves and videos) and the pictures they show into OUTPUT.
@@ -126,12 +127,11 @@ def _reconstruct(vae, reference, settings: EvaluateSettings, output: Path, lpips
     from medsora.media import contact_sheet
     from medsora.training.progress import step_bar
 
-    frames = 8  # the VAE's chunk
     split = "val" if reference.manifest.of_split("val") else "train"
     part = Reference(reference.folder, split, reference.size)
-    windows = part.whole_windows(frames, settings.reconstruction_clips)
+    windows = part.whole_windows(CHUNK, settings.reconstruction_clips)
     if not windows:
-        raise UserError(f"--reference: no clip of {reference.folder} has {frames} frames to reconstruct")
+        raise UserError(f"--reference: no clip of {reference.folder} has {CHUNK} frames to reconstruct")
     pairs: list = []
 
     def look(clip, made) -> None:
@@ -140,12 +140,31 @@ def _reconstruct(vae, reference, settings: EvaluateSettings, output: Path, lpips
             pairs.extend([clip, made])
 
     with step_bar("reconstructions", 0, len(windows), shown) as bar:
-        clips = (part.read(window, frames, 1) for window in windows)
+        clips = (part.read(window, CHUNK, 1) for window in windows)
         found = measure_reconstruction(vae, clips, settings.bands, settings.batch_size, lpips, look)
     labels = ["recorded", "reconstructed"] * (len(pairs) // 2)
     contact_sheet(output / "reconstruction.png", pairs, labels=labels, width=PAGE)
+    found["without_compensation"] = _without_compensation(vae, part, windows, settings, lpips, shown)
     found |= {"split": split, "vae_sha256": hash_vae(vae), "lpips_sha256": lpips.sha256 if lpips else None}
     return found
+
+
+def _without_compensation(vae, part, windows: list, settings: EvaluateSettings, lpips, shown: bool) -> dict | None:
+    """The same measures of the backbone alone: a VAE whose compensation is all zeros; None where it has none."""
+    import copy
+
+    from medsora.evaluation.reconstruction import measure_reconstruction
+    from medsora.training.progress import step_bar
+
+    plain = copy.deepcopy(vae)
+    parameters = list(plain.compensation_parameters())
+    for parameter in parameters:
+        parameter.data.zero_()
+    if not parameters:
+        return None
+    with step_bar("without compensation", 0, len(windows), shown) as bar:
+        clips = (part.read(window, CHUNK, 1) for window in windows)
+        return measure_reconstruction(plain, clips, settings.bands, settings.batch_size, lpips, lambda *_: bar.update())
 
 
 def _write(result: dict, evaluation, output: Path, fps: float) -> None:

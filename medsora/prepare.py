@@ -11,9 +11,10 @@ from medsora.saved_model import lacking_tensors, quiet_diffusers
 
 DESCRIPTION = """\
 Prepares recordings for training: finds them, cuts black borders, brings them to square frames, splits them by patient
-and lists them, with every skipped file and its reason, in OUTPUT/manifest.json. With --vae it also encodes them, so
-that training itself needs neither the VAE nor the optical flow. Run it again after adding files, changing a setting or
-an interruption: only what is missing or changed is done.
+and lists them, with every skipped file and its reason, in OUTPUT/manifest.json. With --vae it also measures how
+well that VAE reconstructs them (OUTPUT/reconstruction.json) and encodes them, so that training itself needs neither the
+VAE nor the optical flow. Run it again after adding files, changing a setting or an interruption: only what is missing
+or changed is done.
 
 SOURCE is one of
   a folder        mp4, mov, avi, mkv, webm, gif, DICOM, npy, npz, and folders of png or jpg frames, at any depth;
@@ -63,6 +64,8 @@ def _prepare_share(options, processes) -> int:
         _print_summary(manifest, Path(options.output))
     processes.wait()
     if vae is not None:
+        if processes.is_first and options.reconstruction_clips:
+            _measure(options, vae)
         _encode(options, settings, alignment, vae, processes)
     return 0
 
@@ -92,9 +95,17 @@ def _parser():
     )
     parser.add_argument("source", type=str, help="What to prepare; see above.")
     parser.add_argument("--output", type=str, required=True, help="Folder of the prepared data set.")
-    parser.add_argument("--vae", type=str, default=None, help="Folder of a saved video VAE; encodes the clips with it.")
+    parser.add_argument(
+        "--vae",
+        type=str,
+        default=None,
+        help="Folder of a saved video VAE, or hub name of CogVideoX; encodes the clips with it.",
+    )
     parser.add_argument("--device", type=str, default="cpu", help="Where the VAE runs: cpu, cuda, cuda:1, mps.")
     parser.add_argument("--patch_size", type=int, default=2, help="The denoiser's, for the grid of alignment targets.")
+    parser.add_argument(
+        "--reconstruction_clips", type=int, default=16, help="Clips on which the VAE is measured first; 0: none."
+    )
     parser.add_argument("--quiet", action=ActionYesNo, default=False, help="Show no progress bar.")
     parser.add_class_arguments(PrepareSettings, as_group=True)
     parser.add_class_arguments(AlignmentSettings, "alignment", as_group=True)
@@ -110,6 +121,22 @@ def _alignment(options):
         return settings
     except ValueError as error:
         raise UserError(f"alignment.{error}") from error
+
+
+def _measure(options, vae) -> None:
+    """Tells what the VAE keeps of these recordings: what it loses, no denoiser trained on its latents can give back."""
+    from medsora.evaluation.prepared import RECORD, record_reconstruction
+    from medsora.evaluation.reconstruction import summary
+    from medsora.processes import local_device
+
+    found = record_reconstruction(
+        options.output, vae, local_device(options.device), options.reconstruction_clips, not options.quiet
+    )
+    if found is None:
+        print("vae       not measured: no clip has 8 frames")
+        return
+    print(f"vae       {summary(found)}")
+    print(f"          on {found['clips']} {found['split']} clips of 8 frames; {Path(options.output) / RECORD}")
 
 
 def _encode(options, settings: PrepareSettings, alignment, vae, processes) -> None:
@@ -134,17 +161,25 @@ def _encode(options, settings: PrepareSettings, alignment, vae, processes) -> No
 
 
 def load_vae(path: str):
-    """Loads a saved `FrequencyCompensatedVAE` or plain CogVideoX VAE from its folder, by the class its config names.
+    """Loads a saved `FrequencyCompensatedVAE` or plain CogVideoX VAE by the class its config names.
+
+    path: its folder, that of a pipeline around it, or a hub name, with or without a checksum (`medsora.pretrained`).
 
     Raises:
-        UserError: The folder is missing, holds neither, or its weights are damaged or not whole.
+        UserError: There is neither, its checksum is another than stated, or its weights are damaged or not whole.
     """
     import json
 
+    from medsora.pretrained import locate, split_checksum
+
     try:
-        kind = json.loads((Path(path) / "config.json").read_text("utf-8")).get("_class_name")
+        folder = Path(split_checksum(path, "--vae")[0])
+        if not (folder / "config.json").is_file():
+            folder = locate("cogvideox", path, "--vae").path
+        kind = json.loads((folder / "config.json").read_text("utf-8")).get("_class_name")
     except (OSError, ValueError) as error:
-        raise UserError(f"--vae {path} is not the folder of a saved video VAE: no readable config.json") from error
+        reason = str(error).removeprefix("--vae: ")
+        raise UserError(f"--vae {path} is not the folder of a saved video VAE: {reason}") from error
     if kind == "FrequencyCompensatedVAE":
         from medsora.models import FrequencyCompensatedVAE as VAE
     elif kind == "AutoencoderKLCogVideoX":
@@ -152,11 +187,12 @@ def load_vae(path: str):
     else:
         raise UserError(f"--vae {path} holds a {kind}; FrequencyCompensatedVAE or AutoencoderKLCogVideoX is wanted")
     try:
+        locate("cogvideox", path, "--vae")
         with quiet_diffusers():
-            vae = VAE.from_pretrained(path, local_files_only=True)
+            vae = VAE.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"--vae {path} cannot be loaded: {error}") from error
-    lacking = lacking_tensors(Path(path), vae)
+    lacking = lacking_tensors(folder, vae)
     if lacking:
         raise UserError(f"--vae {path} lacks {len(lacking)} weights of its config, such as {lacking[0]}; save it again")
     return vae

@@ -4,6 +4,7 @@ manifest.json             settings, clips, skipped files with their reasons
 patient-salt.txt          the secret that turns patient names into the codes of the manifest; not to be passed on
 frames/<clip id>.safetensors
 latents.json, latents/<clip id>.safetensors
+reconstruction.json       how well the VAE of the latents gives the recordings back, with the VAE's hash
 """
 
 import hashlib

@@ -71,16 +71,27 @@ def _add_reconstruction(report: Report, folder: Path, found: dict | None) -> Non
         return
     report.heading("Reconstruction by the video VAE")
     spectrum = found["spectrum"]
-    series = {
-        "energy kept": {"reconstructed / recorded": (spectrum["energy_ratio"], MADE)},
-        "energy of the error": {"error / recorded": (spectrum["error_ratio"], OTHER)},
-        "log-spectra apart, dB": {"root mean square over frames": (spectrum["log_difference"], MADE)},
+    panels = {
+        "energy kept": "energy_ratio",
+        "energy of the error": "error_ratio",
+        "log-spectra apart, dB": "log_difference",
     }
+    series = {title: {"video VAE": (spectrum[name], MADE)} for title, name in panels.items()}
+    if found["without_compensation"]:
+        plain = found["without_compensation"]["spectrum"]
+        for title, name in panels.items():
+            series[title]["its backbone alone"] = (plain[name], OTHER)
+        report.paragraph(
+            "The backbone alone is the same VAE with its compensation set to zero. Where both were trained together it "
+            "was never meant to work without; where a pretrained backbone was frozen, the difference is what the "
+            "compensation adds."
+        )
     draw(folder / "reconstruction-spectrum.png", spectrum["frequency"], series, ideal={"energy kept": 1.0})
     report.curves(
         folder / "reconstruction-spectrum.png",
-        "By frequency, from flat (0) to one pixel (1): how much energy of each band is given back, the energy of the "
-        "error, and how far the spectra are apart. Energy kept without error falling is detail in the wrong place.",
+        "By frequency, from flat (0) to the finest that pixels carry (1), relative to the recorded clips: the energy "
+        "given back, the energy of the error, and how far the spectra are apart (root mean square over frames). Energy "
+        "that is kept while the error stays is detail in the wrong place.",
     )
     if (folder / "reconstruction.png").is_file():
         report.image(folder / "reconstruction.png", "Rows in pairs: recorded, then reconstructed")

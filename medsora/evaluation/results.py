@@ -22,7 +22,8 @@ spectrum          frequency (fraction of the highest), real, generated (mean pow
 temporal          null for single frames: {"flow", "generated" and "real": {statistic: {mean, deviation, quantiles (5 %,
                   50 %, 95 %)}}, "wasserstein": {statistic: distance of the distributions over clips}}; statistics as
                   in `medsora.metrics.temporal_statistics`
-reconstruction    null unless a run is evaluated: `measure_reconstruction`, and split, vae_sha256, lpips_sha256
+reconstruction    null unless a run is evaluated: `measure_reconstruction`, and split, vae_sha256, lpips_sha256,
+                  without_compensation (the same of the VAE's backbone alone; null where it has no compensation)
 memorisation      null if not asked for: `nearest_recordings`, and pairs (numbers of the samples in nearest.png)
 warnings          sentences that a reader of the numbers should know
 """
@@ -70,6 +71,10 @@ def table(result: dict) -> list[tuple[str, str, str]]:
             if found[name] is not None:
                 rows.append((f"reconstruction, {name.upper()}", f"{found[name]:.4f}", on))
         rows.append(("reconstruction, spectral distance", f"{found['spectrum']['distance']:.2f} dB", on))
+        plain = found["without_compensation"]
+        if plain:
+            value = f"{plain['psnr']:.2f} dB, {plain['spectrum']['distance']:.2f} dB"
+            rows.append(("its backbone alone: PSNR, spectral distance", value, "compensation set to zero"))
     for item in result["generation"].values():
         on = f"{item['generated']} generated and {item['real']} recorded {item['samples']}s"
         rows.append((item["title"], _number(item["distance"]), on))

@@ -1,5 +1,6 @@
 """`python -m medsora.prepare` as its user meets it."""
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from micro_model import micro_vae
 from safetensors.torch import load_file, save_file
 
 from medsora.data import LatentClips, Manifest
+from medsora.data.latents import read_latents_index
 from medsora.errors import UserError, run_command
 from medsora.prepare import main
 
@@ -46,7 +48,13 @@ def test_frames_then_latents(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "latents   8 windows and 4 images, flips included; scaling factor" in captured.out
     assert re.search(r"latents: +100%.* 12/12 ", captured.err)  # the bar, with counts
+    record = json.loads((tmp_path / "out" / "reconstruction.json").read_text())
+    assert f"vae       {record['psnr']:.2f} dB PSNR, SSIM {record['ssim']:.3f}, spectra" in captured.out
+    assert record["vae"] == read_latents_index(tmp_path / "out")["vae"]
     assert LatentClips(tmp_path / "out", "train").entry(0)["mean"].shape == (2, 2, 4, 4)
+    wrong = ("--vae", f"{tmp_path / 'vae'}#sha256={'0' * 64}")
+    assert call(tmp_path / "in", "--output", tmp_path / "out", *small, *wrong) == 2
+    assert "has the SHA-256" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ def test_reconstruction_is_that_of_held_out_clips(evaluated, dataset, run):
     assert found["psnr"] == pytest.approx(wanted, abs=0.01)  # batches of another size round otherwise
     assert (found["clips"], found["split"], found["lpips"], found["frames"]) == (5, "val", None, 8)
     assert len(found["spectrum"]["energy_ratio"]) == 16 and found["ssim"] < 1
+    for parameter in vae.compensation_parameters():
+        parameter.data.zero_()
+    plain = reconstruct(vae, chosen, 2)
+    wanted = np.mean([float(psnr(a, b)) for a, b in zip(plain, chosen, strict=True)])
+    assert found["without_compensation"]["psnr"] == pytest.approx(wanted, abs=0.01) != found["psnr"]
 
 
 def test_page_table_and_pictures(evaluated, capsys, run, dataset):
