@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
 HEAD_WIDTH = 64
 WINDOW = (4, 8, 8)
@@ -129,6 +128,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     Takes queries a block at a time, and their scores again in the pass back: any number of tokens fits in memory.
     """
+    from torch.utils.checkpoint import checkpoint
+
     groups, heads, tokens, width = q.shape
     block = max(1, SCORES // (groups * heads * tokens))
     attend = functools.partial(checkpoint, _attended, use_reentrant=False) if block < tokens else _attended

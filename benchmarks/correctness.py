@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.case import Case, Operator, Problem
 
 FACTOR = 4.0
+FEW, ROUNDINGS = 32, 8
 Results = dict[str, Tensor]
 
 
@@ -92,8 +93,10 @@ class Judge:
 
     def _allowed(self, name: str, plain: Tensor) -> float:
         error = relative_rms(plain, self._right[name])
-        # A single number may come out right by luck, which is no measure for others.
+        # A single number may come out right by luck, or nearly so the few of a gradient of heads: no measure for others.
         least = torch.finfo(plain.dtype).eps if plain.numel() == 1 else 0.0
+        if plain.numel() <= FEW:
+            least = max(least, ROUNDINGS * torch.finfo(torch.float32).eps)
         return FACTOR * max(error, least)
 
 

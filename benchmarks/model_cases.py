@@ -21,10 +21,6 @@ from benchmarks.attention import Attention, choose_kernels, frames, instants, wh
 from benchmarks.case import Case, Problem, Unavailable, Variant
 from benchmarks.train_step import Size, draw_zeros, random_batch, step_settings, untrained
 from benchmarks.work import PASSES
-from medsora.diffusion import make_scheduler
-from medsora.samplers import ready_sampler, scheduler_prediction
-from medsora.training import denoiser_stage
-from medsora.training.optimization import uses_bf16
 from medsora_ops import backend_report, use_backend
 
 # The tiny one as the default run trains it, the others on 16 frames of 128 x 128; many videos where a GPU takes them.
@@ -148,6 +144,10 @@ class SamplingSteps(Ways):
     """One step of a DDIM sampler of 50: a prediction for noisy latents, and the latents of the next level."""
 
     def made(self, way: str, plain: bool) -> Callable[[], tuple[Tensor, ...]]:
+        from medsora.diffusion import make_scheduler
+        from medsora.samplers import ready_sampler, scheduler_prediction
+        from medsora.training import denoiser_stage
+
         settings = step_settings(self.preset, "fp32", self.size)
         denoiser = denoiser_stage.build_denoiser(settings.denoiser, self.size.latents[0], 0, settings.seed)
         self.change(denoiser, way, plain, backward=False)
@@ -178,6 +178,8 @@ def backend_of(way: str):
 
 def training_case(name: str) -> Case:
     """Loss and gradient norm of the first step judge; in the precision that training takes by itself."""
+    from medsora.training.optimization import uses_bf16
+
     dtype = torch.bfloat16 if name in ON_GPUS or uses_bf16("auto", torch.device("cpu")) else torch.float32
     size = SIZES[name]
     facts = {"clips": size.videos, "images": size.images, "latents": list(size.latents), "preset": name.split()[0]}

@@ -6,12 +6,11 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.case import Case, Problem, Unavailable, Variant, on_backends
 from benchmarks.train_step import draw_zeros
 from benchmarks.work import PASSES
-from medsora.models import FrequencyCompensatedVAE
 from medsora_ops import use_backend
 
 AGREES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -43,7 +42,9 @@ class Coder:
         return Coder(*self.settings, str(device))
 
     @functools.cached_property
-    def parts(self) -> tuple[FrequencyCompensatedVAE, Tensor]:
+    def parts(self) -> tuple[nn.Module, Tensor]:
+        from medsora.models import FrequencyCompensatedVAE
+
         size, operator, dtype, compensation = self.settings
         if size.on_gpus and self.device == "cpu":
             raise Unavailable(f"the {size.preset} VAE is for a GPU")

@@ -356,6 +356,28 @@ def test_a_variant_may_be_timed_alone(tmp_path):
 
 def test_compiled_variants_and_the_longest_runs_are_asked_for():
     default = run_benchmarks("--collect-only")
-    assert "-reference" in default and "torch.compile" not in default and "4x4096-one-direction-bfloat16" not in default
+    for chosen in ("-reference", "mixing-layer-16x16x16-tokens-of-512-bfloat16-forward-mixers", "training-step-tiny"):
+        assert chosen in default
+    for left_out in ("torch.compile", "+compiled", "4x4096-one-direction-bfloat16", "mixing-layer-16x32x32"):
+        assert left_out not in default
+    assert "training-step-S" not in default and "cogvideox" not in default
     everything = run_benchmarks("--collect-only", "--compiled", "--full")
-    assert "-torch.compile" in everything and "4x4096-one-direction-bfloat16" in everything
+    for chosen in ("-torch.compile", "4x4096-one-direction-bfloat16", "mixing-layer-16x64x64"):
+        assert chosen in everything
+    for chosen in ("full-attention+compiled", "training-step-B-by-eights", "cogvideox"):
+        assert chosen in everything
+
+
+def test_a_library_that_is_not_there_is_skipped_with_the_reason():
+    found = run_benchmarks("--benchmark-disable", "-k", "ssd_scan and forward and not backward and mamba_ssm")
+    assert "1 skipped" in found
+    assert "mamba_ssm does not import: No module named 'mamba_ssm'" in found or "mamba_ssm runs on GPUs only" in found
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("npu", "wants cpu or cuda"), ("cuda", "wants a machine with a GPU")])
+def test_a_device_that_is_not_there_is_said_in_one_line(monkeypatch, name, wanted):
+    from benchmarks.conftest import usable_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(pytest.UsageError, match=f"--device: got {name}, {wanted}"):
+        usable_device(name)
