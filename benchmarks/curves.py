@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,11 +34,12 @@ def draw_scaling(path: Path, rows: Sequence[Row], styles: Mapping[str, Style], t
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(figures), len(passes), squeeze=False, sharex=True, sharey="row")
+    looks = looks_of([row.variant for row in rows], styles)
     drawn = []
     for line, (label, (text, what)) in zip(panels, figures.items()):
         for panel, one in zip(line, passes):
             drawn.append((panel, curves_of([row for row in rows if row.passes == one], what)))
-            _draw_curves(*drawn[-1], styles, text)
+            _draw_curves(*drawn[-1], looks, text)
             panel.set_title(f"{one}: {what}", fontsize=9.5, loc="left", color=SOFT)
         line[0].set_ylabel(label, fontsize=9)
     for number, line in enumerate(panels):
@@ -51,8 +52,7 @@ def draw_scaling(path: Path, rows: Sequence[Row], styles: Mapping[str, Style], t
     for panel in panels[-1]:
         panel.set_xlabel("tokens", fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    names = list(dict.fromkeys(row.variant for row in rows))
-    handles = [Line2D([], [], label=name, **_line(name, styles, names)) for name in names]
+    handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False, handlelength=3)
     write(figure, path)
 
@@ -75,7 +75,8 @@ def exponents(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
             of_time, weights = fit(points), memory.get(name, ())
             of_memory = f"{fit(weights).exponent:.2f}" if len(weights) > 1 else "-"
             sizes = f"{points[0][0]:,} to {points[-1][0]:,}"
-            found.append((name, sizes, f"{of_time.exponent:.2f}", f"{of_time.residual:.2f}", of_memory))
+            residual = f"{of_time.residual:.2f}" if len(points) > 2 else "-"  # any power goes through two points
+            found.append((name, sizes, f"{of_time.exponent:.2f}", residual, of_memory))
     return found
 
 
@@ -101,17 +102,17 @@ def crossings(curves: Mapping[str, Points]) -> list[tuple[str, float | None, str
     return [(other, tokens, f"{best}: {sentence}") for other, tokens, sentence in found]
 
 
-def _draw_curves(panel, curves: Mapping[str, Points], styles: Mapping[str, Style], text) -> None:
+def _draw_curves(panel, curves: Mapping[str, Points], looks: Mapping[str, Mapping], text) -> None:
     panel.set_xscale("log")
     panel.set_yscale("log")
-    names = list(styles)
     for name, points in curves.items():
-        panel.plot(*zip(*points), **_line(name, styles, names))
+        panel.plot(*zip(*points), **looks[name])
     sizes = sorted({tokens for points in curves.values() for tokens, _ in points})
     panel.xaxis.set_major_locator(FixedLocator(sizes))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    panel.yaxis.set_major_locator(LogLocator(numticks=12))
+    low, high = panel.get_ylim()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,), numticks=12))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
     panel.tick_params(labelsize=8)
@@ -173,14 +174,18 @@ def _between(points: Points, tokens: float) -> float:
     return fit([(before, low), (after, high)]).at(tokens)
 
 
-def _line(name: str, styles: Mapping[str, Style], names: Sequence[str]) -> dict[str, object]:
-    plain = list(dict.fromkeys(each.removesuffix(COMPILED) for each in names))
-    compiled = name.endswith(COMPILED)
+def looks_of(variants: Iterable[str], styles: Mapping[str, Style]) -> dict[str, dict[str, object]]:
+    """Variant -> how its line is drawn; one through torch.compile is dashed, with the marker of what was compiled."""
+    names = list(dict.fromkeys(variants))
+    plain = list(dict.fromkeys(name.removesuffix(COMPILED) for name in names))
     return {
-        "color": styles[name]["color"],
-        "linestyle": "--" if compiled else "-",
-        "marker": MARKERS[plain.index(name.removesuffix(COMPILED)) % len(MARKERS)],
-        "markerfacecolor": "white" if compiled else styles[name]["color"],
-        "markersize": 5,
-        "linewidth": 1.6,
+        name: {
+            "color": styles[name]["color"],
+            "linestyle": "--" if name.endswith(COMPILED) else "-",
+            "marker": MARKERS[plain.index(name.removesuffix(COMPILED)) % len(MARKERS)],
+            "markerfacecolor": "white" if name.endswith(COMPILED) else styles[name]["color"],
+            "markersize": 5,
+            "linewidth": 1.6,
+        }
+        for name in names
     }

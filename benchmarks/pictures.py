@@ -72,7 +72,8 @@ def draw_floor_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style]
     lowest = min(min(row.time.lower / row.floor for row in rows), 1.0)
     for panel, (passes, groups) in zip(axes, panels.items()):
         panel.set_xscale("log")
-        panel.set_xlim(lowest / 1.15, max(max(spans), 2.0) * 2.6)  # room for the times beside the bars
+        room = 6.5 if any(row.eager for row in rows) else 2.6  # for the times beside the bars
+        panel.set_xlim(lowest / 1.15, max(max(spans), 2.0) * room)
         panel.axvline(1, color=INK, linewidth=1.4, zorder=3)
         for y, row in _placed(panel, groups, 1.04):
             _bar(panel, y, row, styles, left=1.0, scale=row.floor)
@@ -286,6 +287,9 @@ def _unit(largest: float) -> tuple[str, float]:
 
 
 def _labelled(row: Row) -> str:
+    """Its time, and that of one eager call where it is another one."""
+    if row.eager:
+        return f"{duration(row.time.median)}, eager {duration(row.eager.median)}"
     return duration(row.time.median) + (" eager" if row.clock == "eager" else "")
 
 

@@ -72,7 +72,8 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
     report.paragraph(
         "In the tables, floors is the median over the floor, the least that the machine's limits allow with all data"
         " from memory; what fits into a cache can fall below it. Speed-up is against plain PyTorch, the reference or"
-        " definition, in the same case of the same run. Peak memory is beyond the inputs."
+        " definition, in the same case of the same run. Memory is the most that a call"
+        " takes beyond its inputs. On GPUs, times are those of the device; eager is the wall time of one call."
     )
     machines = list(dict.fromkeys(record.machine for record in records))
     rows = [row for record in records for row in record.rows]
@@ -98,7 +99,8 @@ def add_record(report: Report, record: Record, name: str, styles, folder: Path) 
         report.image(path, caption)
     if grown := growth(record):
         report.table(["growth with tokens", "variant", "tokens", "time ^", "residual", "memory ^", "crossing"], grown)
-    report.table(*table_of(record))
+    for (_, subject, dtype), rows in by_subject(record).items():
+        report.table(*table_of(rows, ", ".join(filter(None, (subject, dtype)))))
     if record.not_timed:
         report.table(["not timed", "why", "cases"], not_timed(record))
     report.table(["made", "with"], record.facts.items())
@@ -193,29 +195,36 @@ def broken_down(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
         yield passes, [row for row in found if row.passes == passes]
 
 
-def table_of(record: Record) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of all rows of a run; columns that none of its rows has are left out."""
-    plain = {row.case: row.time.median for row in record.rows if row.variant.removeprefix("mixers-") in PLAIN}
+def table_of(rows: Sequence[Row], title: str) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of rows of one subject; columns that none of them has are left out."""
+    plain = {row.case: row.time.median for row in rows if row.variant.removeprefix("mixers-") in PLAIN}
     cells: dict[str, list[str]] = {}
-    for row in record.rows:
+    for row in rows:
         median, times = row.time.median, plain.get(row.case)
         line = {
-            "case": row.case,
+            title: ", ".join(filter(None, (row.shape, row.passes))),
             "variant": row.variant,
             "median": duration(median),
-            "quartiles": f"{duration(row.time.lower)} to {duration(row.time.upper)}",
+            "quartiles": spread(row.time.lower, row.time.upper),
             "rounds": str(row.time.rounds),
             "floors": f"{median / row.floor:.2f}" if row.floor else "",
             "speed-up": f"{times / median:.2f}" if times else "",
             "clips/s": f"{row.clips_per_second:.3g}" if row.clips_per_second else "",
-            "one eager call": duration(row.eager.median) if row.eager else "",
-            "peak memory": pictures.memory_text(row.peak_memory) if row.peak_memory else "",
+            "eager": duration(row.eager.median) if row.eager else "",
+            "memory": pictures.memory_text(row.peak_memory) if row.peak_memory else "",
             "attention by": row.note,
         }
         for name, text in line.items():
             cells.setdefault(name, []).append(text)
     shown = {name: column for name, column in cells.items() if any(column)}
     return list(shown), [[text or "-" for text in line] for line in zip(*shown.values())]
+
+
+def spread(lower: float, upper: float) -> str:
+    """From one duration to another, the unit once where both have it."""
+    one, other = duration(lower), duration(upper)
+    shared = one.split()[1] == other.split()[1]
+    return f"{one.split()[0] if shared else one} to {other}"
 
 
 def unique_names(records: Sequence[Record]) -> list[str]:

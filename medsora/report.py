@@ -58,7 +58,8 @@ dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.4; font-vari
 table { width: 100%; border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td { min-width: 6.5rem; overflow-wrap: anywhere; }
+td { min-width: 8.5rem; overflow-wrap: anywhere; }
+td:first-child { min-width: 10rem; }
 td.number, th.number { min-width: 0; text-align: right; white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--stripe); }
 tbody tr:last-child td { border-bottom: 0; }

@@ -293,13 +293,17 @@ def test_parts_add_up_to_the_whole_and_the_smallest_are_one(folder, drawn, tmp_p
 
 def test_curves_are_the_points_with_their_exponents_and_crossings(folder, drawn, tmp_path):
     rows = read_record(folder / "layers.json").rows
-    curves.draw_scaling(tmp_path / "a.png", rows, pictures.styles_of([row.variant for row in rows]), "layers")
+    styles = pictures.styles_of(["something else", *(row.variant for row in rows)])
+    curves.draw_scaling(tmp_path / "a.png", rows, styles, "layers")
     (figure,) = drawn
     forward = [row for row in rows if row.passes == PASSES[0]]
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
     for line, name in zip(lines, MIXERS, strict=True):
         assert list(line.get_xdata()) == [256, 1024, 4096]
         assert list(line.get_ydata()) == [row.time.median for row in forward if row.variant == name]
+    for line, handle in zip(lines, figure.legends[0].legend_handles, strict=True):
+        for look in ("color", "marker", "linestyle", "markerfacecolor"):
+            assert getattr(line, f"get_{look}")() == getattr(handle, f"get_{look}")()
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert sorted(texts[1:]) == ["1.00", "1.00", "1.50", "1.50"]
     assert texts[0] == "mixers-native: faster than full-attention from 1,000 tokens on" or texts[0].startswith(
