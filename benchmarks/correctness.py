@@ -93,7 +93,7 @@ class Judge:
 
     def _allowed(self, name: str, plain: Tensor) -> float:
         error = relative_rms(plain, self._right[name])
-        # A single number may come out right by luck, or nearly so the few of a gradient of heads: no measure for others.
+        # A single number may come out right by luck, or nearly so the few of a gradient of heads.
         least = torch.finfo(plain.dtype).eps if plain.numel() == 1 else 0.0
         if plain.numel() <= FEW:
             least = max(least, ROUNDINGS * torch.finfo(torch.float32).eps)
