@@ -158,7 +158,7 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "medsora_ops._C",
-            sources=["csrc/bindings.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+            sources=[*sorted(glob("csrc/bindings*.cpp")), *sorted(glob("csrc/cpu/*.cpp"))],
             depends=["setup.py", *HEADERS, *glob("csrc/cuda/*.cuh"), *KERNELS],
             extra_compile_args=["-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra"],
             cxx_std=17,

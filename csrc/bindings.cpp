@@ -1,4 +1,4 @@
-// The Python face of the native operators; the only file that knows pybind11.
+// The Python face of the native operators. With bindings_spectral.cpp the only files that know pybind11.
 //
 // Tensors come in as raw addresses with sizes and byte strides, which medsora_ops/<operator>/native.py has checked.
 // What could still write outside a tensor, the offsets of a path, is checked here, except on a GPU: reading them would
@@ -15,6 +15,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings.h"
 #include "common/path.h"
 #include "cpu/fresh_memory.h"
 #include "cpu/isa.h"
@@ -22,7 +23,6 @@
 #include "cpu/path_scan.h"
 #include "cpu/reorder.h"
 #include "cpu/reorder_in_blocks.h"
-#include "cpu/spectral.h"
 #include "cpu/ssd_scan.h"
 #include "cpu/threads.h"
 #ifdef MEDSORA_CUDA
@@ -33,7 +33,12 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
+using medsora::Address;
+using medsora::element_named;
+#ifdef MEDSORA_CUDA
+using medsora::stream_at;
+using medsora::StreamTuple;
+#endif
 using Strides2 = std::array<std::int64_t, 2>;  // bytes; a plain tuple in Python
 using Strides4 = std::array<std::int64_t, 4>;
 
@@ -48,14 +53,6 @@ medsora::Path checked_path(Address offsets, std::int64_t sequences, std::int64_t
                                     std::to_string(path.tokens() - 1));
     }
     return path;
-}
-
-medsora::Element element_named(std::string_view dtype) {
-    if (dtype == "float32") return medsora::Element::float32;
-    if (dtype == "float64") return medsora::Element::float64;
-    if (dtype == "bfloat16") return medsora::Element::bfloat16;
-    if (dtype == "float16") return medsora::Element::float16;
-    throw std::invalid_argument("dtype: got " + std::string(dtype) + ", wants float32, float64, bfloat16 or float16");
 }
 
 void gather(Address x, Address y, Address offsets, std::int64_t sequences, std::int64_t length, std::int64_t stride,
@@ -95,12 +92,6 @@ int merge_in_blocks(Address y, Address x, Address offsets, std::int64_t sequence
 }
 
 #ifdef MEDSORA_CUDA
-
-using StreamTuple = std::tuple<int, Address>;  // the number of a device, a stream of it
-
-medsora::cuda::Stream stream_at(const StreamTuple& stream) {
-    return {std::get<0>(stream), reinterpret_cast<void*>(std::get<1>(stream))};
-}
 
 void cuda_gather(Address x, Address y, Address offsets, std::int64_t sequences, std::int64_t length,
                  std::int64_t stride, std::int64_t videos, std::int64_t row_bytes, const Strides2& x_strides,
@@ -242,59 +233,6 @@ void ssd_scan_backward(const std::array<StridedRowsTuple, 6>& tensors, const std
                                states, grads, ssd_scan_parameters(grad_parameters), isa, threads);
 }
 
-// Address, sizes and strides (bytes) of the leading dimensions, and bytes between rows.
-using ImagesTuple = std::tuple<Address, std::vector<std::int64_t>, std::vector<std::int64_t>, std::int64_t>;
-
-medsora::Images images_at(const ImagesTuple& images) {
-    const auto& [address, sizes, strides, row] = images;
-    if (sizes.size() != strides.size()) throw std::invalid_argument("images: wants a stride for each size");
-    return {reinterpret_cast<char*>(address), sizes, strides, row};
-}
-
-using Sides = std::array<int, 2>;  // height, width
-
-void spectral_filter(const ImagesTuple& x, Address weight, const ImagesTuple& y, std::int64_t channels,
-                     const Sides& sides, std::string_view dtype, int threads) {
-    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
-    const medsora::Element element = element_named(dtype);
-    const medsora::Isa isa = medsora::isa_in_use();
-    py::gil_scoped_release release;
-    medsora::spectral_filter(tables->plan, element, images_at(x), reinterpret_cast<const float*>(weight), images_at(y),
-                             channels, isa, threads);
-}
-
-void spectral_filter_backward(const ImagesTuple& grad, const ImagesTuple& x, Address weight, const ImagesTuple& grad_x,
-                              Address grad_weight, std::int64_t channels, const Sides& sides, std::string_view dtype,
-                              int threads) {
-    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
-    const medsora::Element element = element_named(dtype);
-    const medsora::Isa isa = medsora::isa_in_use();
-    py::gil_scoped_release release;
-    medsora::spectral_filter_backward(tables->plan, element, images_at(grad), images_at(x),
-                                      reinterpret_cast<const float*>(weight), images_at(grad_x),
-                                      reinterpret_cast<float*>(grad_weight), channels, isa, threads);
-}
-
-double focal_loss(const ImagesTuple& pred, const ImagesTuple& target, float alpha, bool logarithm,
-                  bool largest_of_all, const Sides& sides, std::string_view dtype, int threads) {
-    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
-    const medsora::FocalCall call{tables->plan, element_named(dtype), images_at(pred), images_at(target),
-                                  {alpha, logarithm}, largest_of_all, medsora::isa_in_use(), threads};
-    py::gil_scoped_release release;
-    return medsora::focal_loss(call);
-}
-
-void focal_gradient(const ImagesTuple& pred, const ImagesTuple& target, const ImagesTuple& grad_pred, double scale,
-                    float alpha, bool logarithm, bool largest_of_all, const Sides& sides, std::string_view dtype,
-                    int threads) {
-    const auto tables = medsora::spectral_plan(sides[0], sides[1]);
-    const medsora::FocalCall call{tables->plan, element_named(dtype), images_at(pred), images_at(target),
-                                  {alpha, logarithm}, largest_of_all, medsora::isa_in_use(), threads};
-    const medsora::Images out = images_at(grad_pred);
-    py::gil_scoped_release release;
-    medsora::focal_gradient(call, scale, out);
-}
-
 std::vector<std::string> names_of(const std::vector<medsora::Isa>& isas) {
     std::vector<std::string> names;
     for (medsora::Isa isa : isas) names.emplace_back(medsora::name_of(isa));
@@ -371,19 +309,7 @@ PYBIND11_MODULE(_C, module) {
                py::arg("y_strides"), py::arg("dtype"), py::arg("stream"), "merge on a GPU; see csrc/cuda/reorder.h.");
 #endif
 
-    module.def("spectral_filter", &spectral_filter, py::arg("x"), py::arg("weight"), py::arg("y"), py::kw_only(),
-               py::arg("channels"), py::arg("sides"), py::arg("dtype"), py::arg("threads"),
-               "Images filtered by one spectrum a channel; see csrc/cpu/spectral.h.");
-    module.def("spectral_filter_backward", &spectral_filter_backward, py::arg("grad"), py::arg("x"), py::arg("weight"),
-               py::arg("grad_x"), py::arg("grad_weight"), py::kw_only(), py::arg("channels"), py::arg("sides"),
-               py::arg("dtype"), py::arg("threads"), "Gradients of x and weight; see csrc/cpu/spectral.h.");
-    module.def("focal_loss", &focal_loss, py::arg("pred"), py::arg("target"), py::kw_only(), py::arg("alpha"),
-               py::arg("logarithm"), py::arg("largest_of_all"), py::arg("sides"), py::arg("dtype"), py::arg("threads"),
-               "The focal frequency loss; see csrc/cpu/spectral.h.");
-    module.def("focal_gradient", &focal_gradient, py::arg("pred"), py::arg("target"), py::arg("grad_pred"),
-               py::kw_only(), py::arg("scale"), py::arg("alpha"), py::arg("logarithm"), py::arg("largest_of_all"),
-               py::arg("sides"), py::arg("dtype"), py::arg("threads"),
-               "Its gradient with respect to pred; see csrc/cpu/spectral.h.");
+    def_spectral(module);
 
     module.def("path_scan", &path_scan, py::arg("parameters"), py::arg("rows"), py::arg("row_strides"),
                py::arg("outs"), py::arg("out_strides"), py::arg("offsets"), py::kw_only(), py::arg("lengths"),

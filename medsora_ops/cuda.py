@@ -49,3 +49,9 @@ def refusal(capability: tuple[int, int], compiled: list[int]) -> str | None:
 def stream(x: torch.Tensor) -> tuple[int, int]:
     """The device of x and its current stream, as the extension takes them; within `launch.on_device(x)`."""
     return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+
+
+@functools.cache  # asked at every call
+def chip(device: torch.device) -> tuple[int, int]:
+    """What a launch may use: bytes of shared memory of one block, multiprocessors."""
+    return tuple(native.extension().cuda_chip(device.index))

@@ -10,6 +10,7 @@ namespace medsora {
 // n / divisor and n % divisor for 0 <= n < 2^31 and 1 <= divisor < 2^31.
 class Divider {
 public:
+    Divider() = default;  // by 1
     explicit Divider(std::int64_t divisor) : divisor_(static_cast<std::uint32_t>(divisor)) {
         while ((std::uint64_t{1} << shift_) < divisor_) ++shift_;
         // 2^32 (2^shift / divisor - 1), rounded up: what is left of the reciprocal beside a whole one.
@@ -23,7 +24,7 @@ public:
     MEDSORA_HOST_DEVICE std::uint32_t divisor() const { return divisor_; }
 
 private:
-    std::uint32_t divisor_, multiplier_ = 0, shift_ = 0;
+    std::uint32_t divisor_ = 1, multiplier_ = 1, shift_ = 0;
 };
 
 }  // namespace medsora

@@ -238,8 +238,9 @@ MEDSORA_HOST_DEVICE_CALL void run_pass(const FftPass& pass, const Twiddle* table
 }
 
 // Outputs k, k + 1, ... of one odd dense transform and those that mirror them, `together` at a time.
-template <int together, typename T, typename In, typename Out>
-MEDSORA_HOST_DEVICE void dense_outputs(int radix, int k, const In& in, const Out& out, const Twiddle* roots) {
+// roots[j]: cos and sin of 2 pi j / radix.
+template <int together, typename T, typename In, typename Out, typename Roots>
+MEDSORA_HOST_DEVICE void dense_outputs(int radix, int k, const In& in, const Out& out, const Roots& roots) {
     const Complex<T> first = in(0);
     Complex<T> along[together], across[together];
     int index[together];

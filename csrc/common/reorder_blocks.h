@@ -15,7 +15,7 @@
 
 #include "divider.h"
 #include "element.h"
-#include "half.h"
+#include "half_elements.h"
 #include "host_device.h"
 #include "path.h"
 #include "reorder_strides.h"
@@ -174,17 +174,9 @@ MEDSORA_HOST_DEVICE void put(char* address, const Piece<width>& piece) {
     *reinterpret_cast<Piece<width>*>(address) = piece;
 }
 
-struct Float16 {
-    std::uint16_t bits;
-};
-struct BFloat16 {
-    std::uint16_t bits;
-};
-MEDSORA_HOST_DEVICE Float16 operator+(Float16 a, Float16 b) {
-    return {float16_of_float(float_of_float16(a.bits) + float_of_float16(b.bits))};
-}
+MEDSORA_HOST_DEVICE Float16 operator+(Float16 a, Float16 b) { return {float16_of_float(float_of(a) + float_of(b))}; }
 MEDSORA_HOST_DEVICE BFloat16 operator+(BFloat16 a, BFloat16 b) {
-    return {bfloat16_of_float(float_of_bfloat16(a.bits) + float_of_bfloat16(b.bits))};
+    return {bfloat16_of_float(float_of(a) + float_of(b))};
 }
 
 template <typename T, int width>

@@ -19,7 +19,7 @@ def focal_frequency_loss(
     batch_matrix: bool,
 ) -> Tensor:
     """Arguments and result as the definition's in reference.py."""
-    images = _compared(pred, target, patch_factor, ave_spectrum)
+    images = compared(pred, target, patch_factor, ave_spectrum)
     largest = _largest(images, alpha, log_matrix, batch_matrix)
     sums = _of_rows(images, largest, alpha, log_matrix)
     return (sums.sum() / images[0].numel()).to(pred.dtype)
@@ -36,10 +36,10 @@ def focal_frequency_loss_backward(
     batch_matrix: bool,
 ) -> Tensor:
     """The gradient of pred."""
-    images = _compared(pred, target, patch_factor, ave_spectrum)
+    images = compared(pred, target, patch_factor, ave_spectrum)
     largest = _largest(images, alpha, log_matrix, batch_matrix)
     found = pred.new_empty(1 if ave_spectrum else pred.shape[0], *pred.shape[1:], dtype=images[0].dtype)
-    results = _patches(found, patch_factor)
+    results = patches(found, patch_factor)
     sizes = Sizes.of(CONFIG, *images, results)
     blocks = sizes.blocks
     rows, columns, block = blocks["ROWS"], blocks["COLUMNS"], blocks["BLOCK_K"]
@@ -62,17 +62,17 @@ def focal_frequency_loss_backward(
     return found.to(pred.dtype).expand(pred.shape).contiguous()
 
 
-def _compared(pred: Tensor, target: Tensor, factor: int, ave_spectrum: bool) -> tuple[Tensor, ...]:
+def compared(pred: Tensor, target: Tensor, factor: int, ave_spectrum: bool) -> tuple[Tensor, ...]:
     """One or two tensors of patches; of two, the difference counts.
 
     The mean of spectra is the spectrum of the mean: for `ave_spectrum` that takes their place.
     """
     if ave_spectrum:
-        return (_patches((pred.float() - target.float()).mean(dim=0, keepdim=True), factor),)
-    return _patches(pred, factor), _patches(target, factor)
+        return (patches((pred.float() - target.float()).mean(dim=0, keepdim=True), factor),)
+    return patches(pred, factor), patches(target, factor)
 
 
-def _patches(images: Tensor, factor: int) -> Tensor:
+def patches(images: Tensor, factor: int) -> Tensor:
     """(..., H, W) -> (images, factor, factor, H / factor, W / factor), where they lie if their strides allow it."""
     whole = images if images.stride(-1) == 1 or images.shape[-1] == 1 else images.contiguous()
     whole = whole.reshape(-1, *images.shape[-2:])

@@ -130,12 +130,12 @@ def _supports_sides(height: int, width: int) -> str | None:
     for side in (height, width):
         if side > LONGEST_SIDE:
             return f"serves sides up to {LONGEST_SIDE}, not {side}"
-        if (prime := _largest_prime(side)) > LARGEST_PRIME:
+        if (prime := largest_prime(side)) > LARGEST_PRIME:
             return f"serves sides without prime factors above {LARGEST_PRIME}, not {side} = {side // prime} x {prime}"
     return None
 
 
-def _largest_prime(n: int) -> int:
+def largest_prime(n: int) -> int:
     prime = 1
     factor = 2
     while n > 1:
