@@ -90,6 +90,11 @@ def _architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
+def sparing(device: torch.device) -> dict:
+    """Options of a kernel that needs most of a chip's registers: on Ampere ptxas otherwise takes more than it has."""
+    return {"ptx_options": "--register-usage-level=3"} if architecture(device).startswith("sm_8") else {}
+
+
 def unavailable() -> str | None:
     """None if Triton kernels can run here, else why not."""
     if INTERPRETED:

@@ -51,6 +51,19 @@ def settled(x):
 
 
 @triton.jit
+def anew(pointer):
+    """The same pointer, of which the compiler does not know it: no addresses made of it are kept over a loop."""
+    if _INTERPRETED:
+        return pointer
+    elif is_cuda():
+        bits = pointer.to(tl.int64)
+        bits = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [bits], dtype=tl.int64, is_pure=False, pack=1)
+        return tl.multiple_of(bits, 16).to(pointer.dtype)
+    else:
+        return pointer
+
+
+@triton.jit
 def matmul(a, b, OPERANDS: tl.constexpr):
     """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32, on NVIDIA by 3 x tf32.
 

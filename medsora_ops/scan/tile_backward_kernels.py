@@ -3,12 +3,18 @@
 Nothing was kept from the pass forward. A first round over the heads computes y again and finds what RMSNorm needs of
 all heads, for each token the sums of u^2 and of u * d(norm's result), with u = y * silu(z); a second goes back through
 norm and gate to d(y), a third through the scan and the convolution. The directions, and several paths one launch after
-another, add to the same rows of d(zxbcdt), always in one order. What is needed transposed, or a second time after a
-loop over channels, goes through memory: registers are short, and see `matmul`.
+another, add to the same rows of d(zxbcdt), always in one order.
 
-Scratch of a program: y, later d(y), (BLOCK_T, E); sums (2, heads, BLOCK_T) float32; in the operands' type `square`, the
-scores or their gradient, (2, BLOCK_T, BLOCK_T), and behind it one head's x, (BLOCK_T, BLOCK_P).
-Gradients of parameters: one row a program, `found`, summed by `sum_rows_kernel`. SIZES and BLOCKS: tile_kernels.py.
+    tensors       rows, their gradient, and the gradient of the results: each as `rows` of walk_kernels.py
+    parameters    filters of the convolution, dt_bias, A, D, norm_weight
+    path          table of offsets, length, whether it is walked back
+    scratch       y, later d(y), (BLOCK_T, E) of a float type of the host's choice; numbers; square: see
+                  tile_scratch_kernels.py
+    sums          `found`, this program's row of sums for the parameters' gradients; where those of conv_weight,
+                  conv_bias, dt_bias, A, D, norm_weight begin in it; how often this program has added to it, and how
+                  often anyone to the tile's rows
+
+SIZES and BLOCKS: tile_kernels.py.
 """
 
 from __future__ import annotations
@@ -27,12 +33,24 @@ from medsora_ops.scan.tile_kernels import (
     packed_walk,
     summed_decay,
 )
+from medsora_ops.scan.tile_scratch_kernels import (
+    NAMED,
+    OF_STEP,
+    OF_SUM,
+    STEP,
+    TOTAL,
+    keep,
+    keep_square,
+    keep_walk,
+    kept,
+    kept_square,
+    kept_walk,
+)
 from medsora_ops.scan.walk_kernels import (
     add_number,
     add_to,
     add_to_column,
     add_to_rows,
-    convolve_back,
     convolved,
     from_channel,
     rows_before,
@@ -49,201 +67,304 @@ def turned_decays(total, place, length):
 
 
 @triton.jit
-def store_square(square, x):
-    """Keep a square matrix (second) and its transpose (first)."""
-    SIZE: tl.constexpr = x.shape[0]
-    row = tl.arange(0, SIZE)
-    x = x.to(square.dtype.element_ty)
-    tl.store(square + row[None, :] * SIZE + row[:, None], x)
-    tl.store(square + (SIZE + row[:, None]) * SIZE + row[None, :], x)
+def channel_addresses(y, first, channel, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """Of channels of the scratch y, counted from `first`: [tokens, channels]."""
+    row = tl.arange(0, BLOCKS[0])
+    return y + first + row[:, None] * (SIZES[0] * SIZES[1]) + channel[None, :]
 
 
 @triton.jit
-def load_square(square, which, SIZE: tl.constexpr):
-    row = tl.arange(0, SIZE)
-    return tl.load(square + (which * SIZE + row[:, None]) * SIZE + row[None, :])
+def x_addresses(square, first, BLOCKS: tl.constexpr):
+    """Of channels of the scratch x of one head, counted from `first`: [tokens, channels]."""
+    row, channel = tl.arange(0, BLOCKS[0]), tl.arange(0, BLOCKS[4])
+    return square + 2 * BLOCKS[0] * BLOCKS[0] + first + row[:, None] * BLOCKS[1] + channel[None, :]
+
+
+@triton.jit
+def convolution_back(
+    grad, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of SiLU's result, channels counted from `first` of (x, B, C), to rows, weights and biases.
+
+    before, gate: the convolution's result and its sigmoid. The gradient of a row is gathered, through memory, from the
+    tokens after it: a tile must hold whole sequences.
+    """
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    TAPS: tl.constexpr = SIZES[4]
+    found, segments, visits, row_visits = sums
+    _, _, _, place, inside, length, _ = walk
+    rows, filters = from_channel(tensors[0], parameters[0], first, TAPS)
+    weights, biases = filters
+    to_rows, _ = from_channel(tensors[1], parameters[0], first, TAPS)
+    of_weights, of_biases = found + segments[0] + first * TAPS, found + segments[1] + first
+    channel = tl.arange(0, grad.shape[1])
+    grad = tl.where(inside[:, None], grad * silu_slope(before, gate), 0.0)
+    row = tl.arange(0, grad.shape[0])
+    tile = scratch[1] + (NAMED + 2 * SIZES[0]) * grad.shape[0] + row[:, None] * grad.shape[1] + channel[None, :]
+    tl.store(tile, grad)
+    tl.debug_barrier()
+    of_rows = tl.zeros(grad.shape, tl.float32)
+    for back in tl.range(TAPS, disable_licm=True):
+        follows = inside & (place + back < length)
+        later = tl.load(tile + back * grad.shape[1], mask=follows[:, None], other=0.0)
+        of_tap = TAPS - 1 - back + channel * TAPS
+        of_rows += tl.load(weights + of_tap, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
+        of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
+        add_to(of_weights + of_tap, of_weight, wanted, visits)
+    add_to_rows(to_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
+    if biases is not None:
+        add_to(of_biases + channel, tl.sum(grad, axis=0), wanted, visits)
+    tl.debug_barrier()  # the next one writes the tile anew
+
+
+@triton.jit
+def y_and_norm_sums(tensors, parameters, path, scratch, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """The first round: y, and of each head the sums of u^2 and of u * d(norm's result)."""
+    PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    given, _, of_results = tensors
+    filters, dt_bias, A, D, norm_weight = parameters
+    y_kept, numbers, square = scratch
+    for group in tl.range(SIZES[2], disable_licm=True):
+        walk = kept_walk(numbers, path, BLOCK_T)
+        keep_square(square, group_scores(given, walk, filters, group, given[0].dtype.element_ty, SIZES, BLOCKS))
+        tl.debug_barrier()
+        for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
+            walk = kept_walk(numbers, path, BLOCK_T)
+            rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
+            step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
+            weights = kept_square(square, 1, BLOCK_T).to(tl.float32) * step[None, :]
+            weights = settled(weights * decays(summed_decay(step, rate, walk[3]), walk[3]))
+            weights = weights.to(given[0].dtype.element_ty)
+            squares_of_u = tl.zeros([BLOCK_T], tl.float32)
+            products_of_u = tl.zeros([BLOCK_T], tl.float32)
+            for start in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
+                channel = tl.arange(0, BLOCKS[4])
+                wanted = channel < SIZES[1] - start
+                first = head * SIZES[1] + start
+                given_x, filters_x = from_channel(given, filters, first, SIZES[4])
+                of_results_x, _filters = from_channel(of_results, filters, first, SIZES[4])
+                before = convolved(given_x, walk, filters_x, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
+                x = settled(before * sigmoid(before))
+                y = matmul(weights, x, given[0].dtype.element_ty) + skip * x
+                at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
+                tl.store(at_y, y.to(y_kept.dtype.element_ty), mask=wanted[None, :])
+                z = rows_before(given_x, walk, channel, wanted, 0)
+                u = y * z * sigmoid(z)
+                of_norm = rows_before(of_results_x, walk, channel, wanted, 0)
+                of_norm *= tl.load(norm_weight + first + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
+                squares_of_u += tl.sum(u * u, axis=1)
+                products_of_u += tl.sum(u * of_norm, axis=1)
+            keep(numbers, NAMED + head, squares_of_u)
+            keep(numbers, NAMED + SIZES[0] + head, products_of_u)
+        if SIZES[2] > 1:
+            tl.debug_barrier()  # the next group writes `square` anew
+
+
+@triton.jit
+def norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """The second round: d(y), in place of y, d(z), and d(norm_weight)."""
+    NORMED: tl.constexpr = SIZES[5] * SIZES[1]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    given, to_rows, of_results = tensors
+    filters, _, _, _, norm_weight = parameters
+    y_kept, numbers, _ = scratch
+    found, segments, visits, row_visits = sums
+    for norm in tl.range(SIZES[0] // SIZES[5], disable_licm=True):
+        squares = numbers + NAMED * BLOCK_T
+        # out = u r w, r = (mean u^2 + eps)^(-1/2)
+        r = tl.rsqrt(norm_sum(squares, norm * SIZES[5], SIZES, BLOCKS) / NORMED + eps)
+        shared = norm_sum(squares + SIZES[0] * BLOCK_T, norm * SIZES[5], SIZES, BLOCKS) * r * r * r / NORMED
+        for start in tl.range(0, NORMED, BLOCKS[4], disable_licm=True):
+            walk = kept_walk(numbers, path, BLOCK_T)
+            channel = tl.arange(0, BLOCKS[4])
+            wanted = channel < NORMED - start
+            first = norm * NORMED + start
+            given_x, _filters = from_channel(given, filters, first, SIZES[4])
+            of_results_x, _filters = from_channel(of_results, filters, first, SIZES[4])
+            to_rows_x, _filters = from_channel(to_rows, filters, first, SIZES[4])
+            at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
+            y = tl.load(at_y, mask=wanted[None, :], other=0.0).to(tl.float32)
+            z = rows_before(given_x, walk, channel, wanted, 0)
+            gate = sigmoid(z)
+            u = y * z * gate
+            of_out = rows_before(of_results_x, walk, channel, wanted, 0)
+            of_weight = tl.sum(of_out * u * r[:, None], axis=0)
+            add_to(found + segments[5] + first + channel, of_weight, wanted, visits)
+            weight = tl.load(norm_weight + first + channel, mask=wanted, other=0.0).to(tl.float32)
+            of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
+            # u = y silu(z)
+            add_to_rows(to_rows_x, walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
+            tl.store(at_y, (of_u * z * gate).to(y_kept.dtype.element_ty), mask=wanted[None, :])
+
+
+@triton.jit
+def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """d(x) of a head, through the convolution, d(D), and what of d(step) the sum over x gives; keeps x and the steps.
+
+    y = (scores * decays * step) x + D x
+    """
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    given = tensors[0]
+    filters, dt_bias, A, D, _ = parameters
+    y_kept, numbers, square = scratch
+    found, segments, visits, _ = sums
+    rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
+    walk = kept_walk(numbers, path, BLOCK_T)
+    step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
+    keep(numbers, STEP, step)
+    keep(numbers, TOTAL, summed_decay(step, rate, walk[3]))
+    tl.debug_barrier()
+    turned_scores = kept_square(square, 0, BLOCK_T).to(tl.float32)
+    weights = turned_scores * turned_decays(kept(numbers, TOTAL, BLOCK_T), walk[3], walk[5])
+    weights = settled(weights).to(given[0].dtype.element_ty)
+    of_skip = tl.zeros([BLOCK_T], tl.float32)
+    of_step = tl.zeros([BLOCK_T], tl.float32)
+    for start in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
+        walk = kept_walk(numbers, path, BLOCK_T)
+        channel = tl.arange(0, BLOCKS[4])
+        wanted = channel < SIZES[1] - start
+        first = head * SIZES[1] + start
+        given_x, filters_x = from_channel(given, filters, first, SIZES[4])
+        before = convolved(given_x, walk, filters_x, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
+        gate = sigmoid(before)
+        x = settled(before * gate)
+        tl.store(x_addresses(square, start, BLOCKS), x.to(square.dtype.element_ty))
+        at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
+        of_y = tl.load(at_y, mask=wanted[None, :], other=0.0)
+        of_stepped = matmul(weights, of_y, given[0].dtype.element_ty)
+        of_y = of_y.to(tl.float32)
+        of_skip += tl.sum(of_y * x, axis=1)
+        of_step += tl.sum(of_stepped * x, axis=1)
+        of_x = skip * of_y + kept(numbers, STEP, BLOCK_T)[:, None] * of_stepped
+        convolution_back(of_x, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES)
+    add_number(found + segments[4] + head, tl.sum(of_skip), visits)
+    keep(numbers, OF_STEP, of_step)
+    tl.debug_barrier()
+
+
+@triton.jit
+def head_back_to_steps(head, tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """d(dt), d(dt_bias) and d(A) of a head, after `head_back_to_x`. Returns d(scores), [tokens, tokens].
+
+    A product of its own: beside the other one it would keep two more matrices in registers, and on Ampere the compiler
+    would have half the warps repeat what the others do.
+    """
+    DT: tl.constexpr = 2 * SIZES[0] * SIZES[1] + 2 * SIZES[2] * SIZES[3]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    given, to_rows, _ = tensors
+    _, dt_bias, A, _, _ = parameters
+    y_kept, numbers, square = scratch
+    found, segments, visits, row_visits = sums
+    of_products = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+    for start in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
+        channel = tl.arange(0, BLOCKS[4])
+        at_y = channel_addresses(y_kept, head * SIZES[1] + start, channel, SIZES, BLOCKS)
+        of_y = tl.load(at_y, mask=(channel < SIZES[1] - start)[None, :], other=0.0)
+        x = tl.load(tl.trans(x_addresses(square, start, BLOCKS)))
+        of_products += matmul(of_y, x, given[0].dtype.element_ty)
+    walk = kept_walk(numbers, path, BLOCK_T)
+    step, total = kept(numbers, STEP, BLOCK_T), kept(numbers, TOTAL, BLOCK_T)
+    of_products *= decays(total, walk[3]) * step[None, :]
+    of_scores = of_products
+    # total_i - total_j stands in the exponent, where total_i is the sum of rate * step up to i.
+    of_products *= kept_square(square, 1, BLOCK_T).to(tl.float32)  # times the scores
+    of_total = tl.sum(of_products, axis=1) - tl.sum(of_products, axis=0)
+    keep(numbers, OF_SUM, tl.sum(tl.where(not_after(walk[3]), of_total[:, None], 0.0), axis=0))
+    tl.debug_barrier()
+    walk = kept_walk(numbers, path, BLOCK_T)
+    step, of_sum = kept(numbers, STEP, BLOCK_T), kept(numbers, OF_SUM, BLOCK_T)
+    add_number(found + segments[3] + head, tl.sum(of_sum * step), visits)
+    of_step = kept(numbers, OF_STEP, BLOCK_T) + tl.load(A + head).to(tl.float32) * of_sum
+    of_step *= sigmoid(head_steps(given, walk, dt_bias, head, SIZES))
+    add_number(found + segments[2] + head, tl.sum(of_step), visits)
+    add_to_column(to_rows, walk, DT + head, of_step, row_visits)
+    return of_scores
+
+
+@triton.jit
+def group_back(
+    group, of_scores, tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """d(B) and d(C) of a group, through the convolution: scores = C B^T."""
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    OPERANDS: tl.constexpr = tensors[0][0].dtype.element_ty
+    given, _, _ = tensors
+    _, numbers, square = scratch
+    keep_square(square, of_scores)
+    tl.debug_barrier()
+    of_b, of_c = group_channels(group, SIZES)
+    for start in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
+        walk = kept_walk(numbers, path, BLOCK_T)
+        which = tl.arange(0, BLOCKS[2])
+        wanted = which < SIZES[3] - start
+        b = group_projection(given, walk, parameters[0], of_b + start, which, wanted, SIZES)
+        c = group_projection(given, walk, parameters[0], of_c + start, which, wanted, SIZES)
+        gate_b, gate_c = sigmoid(b), sigmoid(c)
+        grad_b = matmul(kept_square(square, 0, BLOCK_T), settled(c * gate_c), OPERANDS)
+        grad_c = matmul(of_scores, settled(b * gate_b), OPERANDS)
+        convolution_back(grad_b, b, gate_b, tensors, parameters, walk, scratch, sums, of_b + start, wanted, SIZES)
+        convolution_back(grad_c, c, gate_c, tensors, parameters, walk, scratch, sums, of_c + start, wanted, SIZES)
+
+
+@triton.jit
+def scan_back(tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """The third round: from d(y) to everything before it."""
+    PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    given = tensors[0]
+    _, numbers, square = scratch
+    for group in tl.range(SIZES[2], disable_licm=True):
+        if SIZES[2] > 1:  # else they are there from the first round
+            walk = kept_walk(numbers, path, BLOCK_T)
+            scores = group_scores(given, walk, parameters[0], group, given[0].dtype.element_ty, SIZES, BLOCKS)
+            keep_square(square, scores)
+            tl.debug_barrier()
+        of_scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
+        for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
+            head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
+            of_scores += head_back_to_steps(head, tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
+            tl.debug_barrier()  # the next head writes its numbers and x anew, and what follows `square`
+        group_back(group, of_scores, tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
+        tl.debug_barrier()  # the next group writes `square` anew
 
 
 @triton.jit(do_not_specialize=["length", "sequences", "stride", "tiles", "videos", "earlier_paths"])
 def path_scan_tile_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
     grad, grad_video_stride, grad_token_stride, grad_rows, grad_rows_video_stride, grad_rows_token_stride,
-    table, length, sequences, stride, tiles, videos, earlier_paths, kept_y, sums, square, found, segments, found_width,
+    table, length, sequences, stride, tiles, videos, earlier_paths, y, numbers, square, found, segments, found_width,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """One path. earlier_paths: add to grad_rows, which an earlier path has written.
-
-    segments: where the gradients of conv_weight, conv_bias, dt_bias, A, D, norm_weight begin in a row of `found`.
-    """
-    HEADS: tl.constexpr = SIZES[0]
-    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
-    PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
-    NORMED: tl.constexpr = SIZES[5] * SIZES[1]
-    TAPS: tl.constexpr = SIZES[4]
-    DT: tl.constexpr = 2 * WIDTH + 2 * SIZES[2] * SIZES[3]
+    """One path. earlier_paths: add to grad_rows, which an earlier path has written. found: (programs, found_width)."""
     BLOCK_T: tl.constexpr = BLOCKS[0]
-    BLOCK_P: tl.constexpr = BLOCKS[1]
-    OPERANDS: tl.constexpr = rows.dtype.element_ty
-    given = (rows, video_stride, token_stride)
-    given_grad = (grad, grad_video_stride, grad_token_stride)
-    to_rows = (grad_rows, grad_rows_video_stride, grad_rows_token_stride)
-    filters = (conv_weight, conv_bias)
+    AT_A_TIME: tl.constexpr = max(BLOCKS[2], BLOCKS[4])
+    NUMBERS: tl.constexpr = NAMED + 2 * SIZES[0] + AT_A_TIME
+    tensors = (
+        (rows, video_stride, token_stride),
+        (grad_rows, grad_rows_video_stride, grad_rows_token_stride),
+        (grad, grad_video_stride, grad_token_stride),
+    )
+    parameters = ((conv_weight, conv_bias), dt_bias, A, D, norm_weight)
     program = tl.program_id(0).to(tl.int64)
-    kept_y += program * BLOCK_T * WIDTH
-    sums += program * 2 * HEADS * BLOCK_T
-    products = sums + HEADS * BLOCK_T
-    square += program * BLOCK_T * (2 * BLOCK_T + BLOCK_P)
-    kept_x = square + 2 * BLOCK_T * BLOCK_T
+    scratch = (
+        y + program * BLOCK_T * (SIZES[0] * SIZES[1]),
+        numbers + program * BLOCK_T * NUMBERS,
+        square + program * BLOCK_T * (2 * BLOCK_T + BLOCKS[1]),
+    )
     found += program * found_width
-    if conv_bias is not None:
-        to_filters = (found + segments[0], found + segments[1])
-    else:
-        to_filters = (found + segments[0], None)
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         for direction in tl.range(DIRECTIONS, disable_licm=True):
-            walk = packed_walk(tile, table, length, sequences, stride, videos, direction == 1, BLOCK_T)
-            # How often this program has added to its row of `found`, and how often anyone to the tile's rows.
-            visits = tile - tl.program_id(0) + direction
-            row_visits = direction + earlier_paths
-            for group in tl.range(SIZES[2], disable_licm=True):
-                scores = group_scores(given, walk, filters, group, OPERANDS, SIZES, BLOCKS)
-                for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
-                    rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
-                    step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
-                    weights = scores * decays(summed_decay(step, rate, walk[3]), walk[3]) * step[None, :]
-                    channel = tl.arange(0, BLOCK_P)
-                    wanted = channel < SIZES[1]
-                    from_first = head * SIZES[1]
-                    given_x, filters_x = from_channel(given, filters, from_first, TAPS)
-                    given_grad_x, _ = from_channel(given_grad, filters, from_first, TAPS)
-                    before = convolved(given_x, walk, filters_x, channel, wanted, WIDTH, TAPS)
-                    x = settled(before * sigmoid(before))
-                    y = matmul(weights, x, OPERANDS) + skip * x
-                    row = tl.arange(0, BLOCK_T)
-                    tl.store(
-                        kept_y + from_first + row[:, None] * WIDTH + channel[None, :],
-                        y.to(kept_y.dtype.element_ty),
-                        mask=wanted[None, :],
-                    )
-                    z = rows_before(given_x, walk, channel, wanted, 0)
-                    u = y * z * sigmoid(z)
-                    of_norm = rows_before(given_grad_x, walk, channel, wanted, 0)
-                    weight = tl.load(norm_weight + from_first + channel, mask=wanted, other=0.0).to(tl.float32)
-                    of_norm *= weight[None, :]
-                    tl.store(sums + head * BLOCK_T + row, tl.sum(u * u, axis=1))
-                    tl.store(products + head * BLOCK_T + row, tl.sum(u * of_norm, axis=1))
-            tl.debug_barrier()  # what follows reads what other threads of this program have written
-            for head in tl.range(HEADS, disable_licm=True):
-                channel = tl.arange(0, BLOCK_P)
-                wanted = channel < SIZES[1]
-                from_first = head * SIZES[1]
-                given_x, _ = from_channel(given, filters, from_first, TAPS)
-                given_grad_x, _ = from_channel(given_grad, filters, from_first, TAPS)
-                to_rows_x, _ = from_channel(to_rows, filters, from_first, TAPS)
-                # RMSNorm: out = u r w, r = (mean u^2 + eps)^(-1/2).
-                row = tl.arange(0, BLOCK_T)
-                at_y = kept_y + from_first + row[:, None] * WIDTH + channel[None, :]
-                y = tl.load(at_y, mask=wanted[None, :], other=0.0).to(tl.float32)
-                z = rows_before(given_x, walk, channel, wanted, 0)
-                gate = sigmoid(z)
-                u = y * z * gate
-                r = tl.rsqrt(norm_sum(sums, head, SIZES, BLOCKS) / NORMED + eps)
-                of_out = rows_before(given_grad_x, walk, channel, wanted, 0)
-                of_weight = tl.sum(of_out * u * r[:, None], axis=0)
-                add_to(found + segments[5] + from_first + channel, of_weight, wanted, visits)
-                weight = tl.load(norm_weight + from_first + channel, mask=wanted, other=0.0).to(tl.float32)
-                shared = norm_sum(products, head, SIZES, BLOCKS) * r * r * r / NORMED
-                of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
-                # The gate: u = y silu(z).
-                add_to_rows(to_rows_x, walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
-                tl.store(at_y, (of_u * z * gate).to(kept_y.dtype.element_ty), mask=wanted[None, :])
+            reverse = direction == 1
+            path = (table, length, reverse)
+            keep_walk(scratch[1], packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T))
+            sums = (found, segments, tile - tl.program_id(0) + direction, direction + earlier_paths)
             tl.debug_barrier()
-            for group in tl.range(SIZES[2], disable_licm=True):
-                scores = group_scores(given, walk, filters, group, OPERANDS, SIZES, BLOCKS)
-                store_square(square, scores)
-                tl.debug_barrier()
-                of_scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
-                    rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
-                    before_step = head_steps(given, walk, dt_bias, head, SIZES)
-                    step = settled(softplus(before_step))
-                    total = settled(summed_decay(step, rate, walk[3]))
-                    turned_scores = load_square(square, 0, BLOCK_T).to(tl.float32)
-                    weights = settled(turned_scores * turned_decays(total, walk[3], length)).to(OPERANDS)
-                    of_skip = tl.zeros([BLOCK_T], tl.float32)
-                    of_step = tl.zeros([BLOCK_T], tl.float32)
-                    for first in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
-                        channel = tl.arange(0, BLOCKS[4])
-                        wanted = channel < SIZES[1] - first
-                        from_first = head * SIZES[1] + first
-                        row = tl.arange(0, BLOCK_T)
-                        at_y = kept_y + from_first + row[:, None] * WIDTH + channel[None, :]
-                        kept = tl.load(at_y, mask=wanted[None, :], other=0.0)
-                        of_y = kept.to(tl.float32)
-                        given_x, filters_x = from_channel(given, filters, from_first, TAPS)
-                        to_rows_x, to_filters_x = from_channel(to_rows, to_filters, from_first, TAPS)
-                        before = convolved(given_x, walk, filters_x, channel, wanted, WIDTH, TAPS)
-                        gate = sigmoid(before)
-                        x = settled(before * gate)
-                        tl.store(kept_x + row[:, None] * BLOCK_P + first + channel[None, :], x.to(OPERANDS))
-                        # y = (scores * decays * step) x + skip x
-                        of_kept = matmul(weights, kept, OPERANDS)
-                        of_skip += tl.sum(of_y * x, axis=1)
-                        of_step += tl.sum(of_kept * x, axis=1)
-                        of_x = skip * of_y + step[:, None] * of_kept
-                        convolve_back(
-                            of_x * silu_slope(before, gate), given_x, to_rows_x, walk, filters_x, to_filters_x, channel,
-                            wanted, row_visits, visits, WIDTH, TAPS,
-                        )  # fmt: skip
-                    add_number(found + segments[4] + head, tl.sum(of_skip), visits)
-                    # A loop of its own: beside the other product it would keep two more matrices in registers, and on
-                    # Ampere the compiler would have half the warps repeat what the others do.
-                    tl.debug_barrier()
-                    of_products = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
-                    for first in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
-                        channel = tl.arange(0, BLOCKS[4])
-                        wanted = channel < SIZES[1] - first
-                        from_first = head * SIZES[1] + first
-                        row = tl.arange(0, BLOCK_T)
-                        at_y = kept_y + from_first + row[:, None] * WIDTH + channel[None, :]
-                        of_y = tl.load(at_y, mask=wanted[None, :], other=0.0)
-                        x = tl.load(kept_x + row[None, :] * BLOCK_P + first + channel[:, None])
-                        of_products += matmul(of_y, x, OPERANDS)
-                    of_products *= decays(total, walk[3]) * step[None, :]
-                    of_scores += of_products
-                    # total_i - total_j stands in the exponent, where total_i is the sum of rate * step up to i.
-                    of_products *= load_square(square, 1, BLOCK_T).to(tl.float32)  # times the scores
-                    of_total = tl.sum(of_products, axis=1) - tl.sum(of_products, axis=0)
-                    of_sum = tl.sum(tl.where(not_after(walk[3]), of_total[:, None], 0.0), axis=0)
-                    add_number(found + segments[3] + head, tl.sum(of_sum * step), visits)
-                    of_step = (of_step + rate * of_sum) * sigmoid(before_step)
-                    add_number(found + segments[2] + head, tl.sum(of_step), visits)
-                    add_to_column(to_rows, walk, DT + head, of_step, row_visits)
-                    tl.debug_barrier()  # the next head writes x anew, and what follows `square`
-                store_square(square, of_scores)
-                tl.debug_barrier()
-                of_b, of_c = group_channels(group, SIZES)
-                for first in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
-                    which = tl.arange(0, BLOCKS[2])
-                    wanted = which < SIZES[3] - first
-                    b = group_projection(given, walk, filters, of_b + first, which, wanted, SIZES)
-                    c = group_projection(given, walk, filters, of_c + first, which, wanted, SIZES)
-                    gate_b, gate_c = sigmoid(b), sigmoid(c)
-                    grad_b = matmul(load_square(square, 0, BLOCK_T), settled(c * gate_c), OPERANDS)
-                    grad_c = matmul(of_scores, settled(b * gate_b), OPERANDS)
-                    given_b, filters_b = from_channel(given, filters, of_b + first, TAPS)
-                    to_rows_b, to_filters_b = from_channel(to_rows, to_filters, of_b + first, TAPS)
-                    convolve_back(
-                        grad_b * silu_slope(b, gate_b), given_b, to_rows_b, walk, filters_b, to_filters_b, which,
-                        wanted, row_visits, visits, WIDTH, TAPS,
-                    )  # fmt: skip
-                    given_c, filters_c = from_channel(given, filters, of_c + first, TAPS)
-                    to_rows_c, to_filters_c = from_channel(to_rows, to_filters, of_c + first, TAPS)
-                    convolve_back(
-                        grad_c * silu_slope(c, gate_c), given_c, to_rows_c, walk, filters_c, to_filters_c, which,
-                        wanted, row_visits, visits, WIDTH, TAPS,
-                    )  # fmt: skip
-                tl.debug_barrier()  # the next group writes `square` anew
+            y_and_norm_sums(tensors, parameters, path, scratch, SIZES, BLOCKS)
+            tl.debug_barrier()
+            norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES, BLOCKS)
+            tl.debug_barrier()
+            scan_back(tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
             tl.debug_barrier()  # the next direction or tile adds to the same rows and writes the scratch anew
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch, multiprocessors, on_device
+from medsora_ops.launch import launch, multiprocessors, on_device, sparing
 
 LONGEST_TILE = 64  # tokens of a sequence that one program can take whole
+_NAMED = 7  # rows of numbers that tile_scratch_kernels.py has names for
 REDUCED = 64  # columns of parameters' gradients that a program sums
 
 
@@ -101,8 +102,10 @@ def backward(
     programs = [min(count, config.programs * multiprocessors(rows.device)) for count in tiles]
     kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
     y = rows.new_empty(max(programs) * config.tokens * mixer.width, dtype=kept)
-    sums = rows.new_empty(max(programs) * 2 * mixer.heads * config.tokens, dtype=torch.float32)
-    square = rows.new_empty(max(programs) * config.tokens * (2 * config.tokens + _block(mixer.head_dim)))  # and x
+    blocks = mixer.constants(config)["BLOCKS"]
+    numbers = _NAMED + 2 * mixer.heads + max(blocks[2], blocks[4])
+    numbers = rows.new_empty(max(programs) * numbers * config.tokens, dtype=torch.float32)
+    square = rows.new_empty(max(programs) * config.tokens * (2 * config.tokens + blocks[1]))  # and x
     # Each parameter begins at a multiple of what one program sums.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]
@@ -118,9 +121,10 @@ def backward(
                 *(rows, *rows.stride()[:2], *parameters, mixer.eps),
                 *(grad, *grad.stride()[:2], grad_rows, *grad_rows.stride()[:2]),
                 *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
-                *(y, sums, square, found[sum(programs[:path]) :], segments, width),
+                *(y, numbers, square, found[sum(programs[:path]) :], segments, width),
                 **mixer.constants(config),
                 **config.options(),
+                **sparing(rows.device),
             )
         launch(
             _backward_kernels().sum_rows_kernel,
