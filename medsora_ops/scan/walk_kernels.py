@@ -100,31 +100,3 @@ def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: t
     if biases is not None:
         total += tl.load(biases + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
     return total
-
-
-@triton.jit
-def convolve_back(
-    grad, rows, grad_rows, walk, filters, grad_filters, channel, wanted, row_visits, visits,
-    WIDTH: tl.constexpr, TAPS: tl.constexpr,
-):  # fmt: skip
-    """From the gradient of the convolution's result to those of rows, weights and biases, each added to memory.
-
-    A tile must hold whole sequences: the gradient of a row is gathered from the tokens after it.
-    """
-    weights, _ = filters
-    grad_weights, grad_biases = grad_filters
-    _, _, _, place, inside, length, _ = walk
-    grad = tl.where(inside[:, None], grad, 0.0)
-    row = tl.arange(0, grad.shape[0])
-    of_rows = tl.zeros(grad.shape, tl.float32)
-    for back in tl.range(TAPS, disable_licm=True):
-        index = tl.minimum(row + back, grad.shape[0] - 1)
-        later = tl.gather(grad, tl.broadcast_to(index[:, None], grad.shape), 0)
-        later = tl.where((place + back < length)[:, None], later, 0.0)
-        tap = TAPS - 1 - back
-        of_rows += tl.load(weights + tap + channel * TAPS, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
-        of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
-        add_to(grad_weights + tap + channel * TAPS, of_weight, wanted, visits)
-    add_to_rows(grad_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
-    if grad_biases is not None:
-        add_to(grad_biases + channel, tl.sum(grad, axis=0), wanted, visits)
