@@ -98,7 +98,8 @@ def add_record(report: Report, record: Record, name: str, styles, folder: Path) 
     for path, caption in draw_all(record, name, styles, folder):
         report.image(path, caption)
     if grown := growth(record):
-        report.table(["growth with tokens", "variant", "tokens", "time ^", "residual", "memory ^", "crossing"], grown)
+        report.table(["growth with tokens", "variant", "tokens", "time ^", "residual", "memory ^"], grown)
+        report.table(["crossings", "times at equal width and tokens"], crossings(record))
     for (_, subject, dtype), rows in by_subject(record).items():
         report.table(*table_of(rows, ", ".join(filter(None, (subject, dtype)))))
     if record.not_timed:
@@ -152,15 +153,22 @@ def by_shapes(rows: Sequence[Row]) -> Iterator[list[Row]]:
 
 
 def growth(record: Record) -> list[tuple[str, ...]]:
-    """Rows of a table of layers: exponents of each variant, and in a last column where the times cross."""
-    found = []
+    """Rows of a table of layers: the exponents of each variant."""
+    return [(case, *line) for case, rows in layers(record) for line in curves.exponents(rows)]
+
+
+def crossings(record: Record) -> list[tuple[str, str]]:
+    """Rows of a table of layers: where our fastest one crosses the others, or that it does not."""
+    return [
+        (case, sentence) for case, rows in layers(record) for _, _, sentence in curves.crossings(curves.curves_of(rows))
+    ]
+
+
+def layers(record: Record) -> Iterator[tuple[str, list[Row]]]:
+    """Subject, type and passes as a text, and the rows of these."""
     for (level, subject, dtype), rows in by_subject(record).items():
         for passes in dict.fromkeys(row.passes for row in rows if level == "layer"):
-            chosen = [row for row in rows if row.passes == passes]
-            crossed = {other: sentence for other, _, sentence in curves.crossings(curves.curves_of(chosen))}
-            case = f"{subject}, {dtype}, {passes}"
-            found += [(case, *line, crossed.get(line[0], "-")) for line in curves.exponents(chosen)]
-    return found
+            yield f"{subject}, {dtype}, {passes}", [row for row in rows if row.passes == passes]
 
 
 def not_timed(record: Record) -> list[tuple[str, str, str]]:

@@ -58,7 +58,7 @@ dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.4; font-vari
 table { width: 100%; border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .5rem 1rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-td { min-width: 8.5rem; overflow-wrap: anywhere; }
+td { min-width: 7.5rem; overflow-wrap: anywhere; }
 td:first-child { min-width: 10rem; }
 td.number, th.number { min-width: 0; text-align: right; white-space: nowrap; }
 tbody tr:nth-child(even) { background: var(--stripe); }
@@ -106,7 +106,7 @@ class Report:
         return self._add(f"<dl>{cards}</dl>")
 
     def table(self, header: Sequence[object], rows: Iterable[Sequence[object]]) -> Report:
-        """Adds a table; columns of nothing but numbers (with or without a unit) are set flush right.
+        """Adds a table; columns of nothing but numbers (with or without a unit, "-" for none) are set flush right.
 
         Raises:
             ValueError: A row has more or fewer cells than the header.
@@ -116,8 +116,7 @@ class Report:
             if len(row) != len(header):
                 raise ValueError(f"rows[{number}] must have {len(header)} cells as the header has, got {len(row)}")
         kinds = [
-            ' class="number"' if rows and all(_NUMBER.fullmatch(row[column]) for row in rows) else ""
-            for column in range(len(header))
+            ' class="number"' if _all_numbers([row[column] for row in rows]) else "" for column in range(len(header))
         ]
         head = "".join(f"<th{kind}>{_text(name)}</th>" for kind, name in zip(kinds, header))
         body = "".join(
@@ -174,6 +173,11 @@ class Report:
     def _add(self, part: str) -> Report:
         self._parts.append(part)
         return self
+
+
+def _all_numbers(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell != "-"]
+    return bool(filled) and all(map(_NUMBER.fullmatch, filled))
 
 
 def _text(value: object) -> str:

@@ -85,10 +85,11 @@ def test_the_page_refers_to_nothing_outside(files):
 def test_sections_are_listed_at_the_top_and_numbers_flush_right():
     report = Report("x").heading("One").heading("Two").heading("Three")
     report.table(["name", "value"], [["a", "1.5 dB"], ["b", "-2e-3"]])
+    report.table(["name", "value"], [["-", "1.5 dB"], ["-", "-"]])
     page = Outline(report.html())
     assert page.texts("a") == ["One", "Two", "Three"]
     assert [a["href"] for a in page.attributes("a")] == ["#" + a["id"] for a in page.attributes("h2")]
-    assert [a.get("class") for a in page.attributes("td")] == [None, "number", None, "number"]
+    assert [a.get("class") for a in page.attributes("td")] == [None, "number"] * 4
 
 
 def test_all_text_is_escaped(files):
