@@ -12,6 +12,11 @@ record.py        tables and JSON
 environment.py   where and of what something was measured
 conftest.py      how all this stands in pytest-benchmark, with playback.py
 
+records.py       records of every kind read back into rows
+pictures.py      bars of times, floors, memory and parts; curves.py: growth over tokens
+report.py        a page of all that: `python -m benchmarks.report`
+revisions.py     two revisions by turns, what got slower: `python -m benchmarks.revisions`; checkouts.py: where they run
+
 train_step.py times a whole training step of the denoiser, short_runs.py the stages of short training runs by turns;
 compensation.py compares structures of the video VAE. gpu_scan.py times the scans on a GPU; gpu/ has what it is made of.
 """
