@@ -44,7 +44,7 @@ def _read(stills: list[Path], recording: Recording) -> Iterator[np.ndarray]:
     shape = None
     for path in stills:
         try:
-            frame = _read_still(path)
+            frame = read_still(path)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # damaged, or immense
             kind = str(error).split("\n")[0].replace(str(path), path.name)
             recording.warn(f"frame {path.name} cannot be read and is left out ({kind})")
@@ -61,7 +61,7 @@ def _read(stills: list[Path], recording: Recording) -> Iterator[np.ndarray]:
         raise UnreadableVideo(f"not one of its {len(stills)} pictures can be read")
 
 
-def _read_still(path: Path) -> np.ndarray:
+def read_still(path: Path) -> np.ndarray:
     """One picture, upright, (H, W, 3) uint8; 16-bit grey becomes 8-bit by its upper byte."""
     from PIL import Image, ImageOps
 

@@ -86,13 +86,18 @@ class FolderVideos:
         return None if frames is None else frames.shape[:3]
 
     def _frames(self, name: str, num_frames: int | None) -> np.ndarray | None:
+        from medsora.data import stills
         from medsora.data.readers import open_recording
         from medsora.data.video import UnreadableVideo
 
+        path = self.folder / name
         last = None if num_frames is None else (num_frames - 1) * self.stride + 1
         try:
-            frames = np.stack(list(islice(open_recording(self.folder / name).frames(), 0, last, self.stride)))
-        except UnreadableVideo as error:
+            if path.suffix.lower() in stills.SUFFIXES:  # a generated image is a video of one frame
+                frames = stills.read_still(path)[None]
+            else:
+                frames = np.stack(list(islice(open_recording(path).frames(), 0, last, self.stride)))
+        except (UnreadableVideo, OSError, SyntaxError) as error:
             self.skipped.append((name, str(error)))
             return None
         if num_frames is not None and len(frames) < num_frames:

@@ -37,9 +37,11 @@ class Evaluation:
     def __init__(self, videos: FolderVideos | RunVideos, reference: Reference, extractors: Sequence,
                  estimate: Estimate, settings: EvaluateSettings, processes: Processes = ALONE,
                  progress: bool = True):  # fmt: skip
-        self.videos, self.reference, self.extractors, self.estimate = videos, reference, extractors, estimate
+        self.videos, self.reference, self.estimate = videos, reference, estimate
         self.settings, self.processes, self.progress = settings, processes, progress
         self.num_frames, self.size = videos.shape[0], reference.size
+        # The proxy, which nobody asked for by name, is left out where clips are too short for it.
+        self.extractors = [e for e in extractors if e.name != "motion" or self.num_frames >= e.shortest]
         self.interval = _else(settings.reference_stride, reference.manifest.settings.get("interval"), 1)
         prepared_flips = bool(reference.manifest.settings.get("flips"))
         self.flips = prepared_flips if settings.flips is None else settings.flips

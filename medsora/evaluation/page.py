@@ -30,7 +30,7 @@ def write_page(folder: Path, result: dict, tiles: Mapping[str, np.ndarray], fps:
         f"{result['target']} against {result['reference']}. Generated videos on this page are synthetic: for research "
         "use only, not for diagnosis.",
     )
-    report.figures([(title, value) for title, value, _ in _key_rows(result)])
+    report.figures(_key_figures(result))
     for warning in result["warnings"]:
         report.paragraph(f"Note: {warning}")
     _add_videos(report, folder, tiles, fps)
@@ -50,8 +50,11 @@ def write_page(folder: Path, result: dict, tiles: Mapping[str, np.ndarray], fps:
     return folder / "report.html"
 
 
-def _key_rows(result: dict) -> list[tuple[str, str, str]]:
-    return [row for row in table(result) if "recordings to recordings" not in row[0] and "recorded" not in row[0]][:6]
+def _key_figures(result: dict) -> list[tuple[str, str]]:
+    """What is read first: reconstruction, distances, and whether there are copies."""
+    wanted = {"reconstruction, PSNR", "reconstruction, spectral distance", "samples that may be copies"}
+    wanted |= {item["title"] for item in result["generation"].values()}
+    return [(title, value) for title, value, _ in table(result) if title in wanted]
 
 
 def _add_videos(report: Report, folder: Path, tiles: Mapping[str, np.ndarray], fps: float) -> None:

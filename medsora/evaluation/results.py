@@ -11,7 +11,7 @@ protocol          of generation, for both sides:
                       they were resized), resize, skipped ([name, reason]); of a run also settings and sha256 of files
   real                path, split, clips (recordings), windows (measured), frames, stride, flips, size, resize, seed,
                       manifest_sha256
-generation        {measure: ...} for "motion" and, with weights, "fvd", "cd_fvd", "fid":
+generation        {measure: ...} for "motion" (clips of 5 frames or more) and, with weights, "fvd", "cd_fvd", "fid":
   title, distance (Frechet; null for fewer than 2 samples), halves (the distance between two halves of the recordings,
   every other clip or, of one clip, every other first frame), samples ("clip" or "frame"), real and generated (how
   many samples), size (of a feature), protocol (features, weights with path and sha256, pictures, frames; proxy: true
@@ -73,8 +73,9 @@ def table(result: dict) -> list[tuple[str, str, str]]:
         rows.append(("reconstruction, spectral distance", f"{found['spectrum']['distance']:.2f} dB", on))
         plain = found["without_compensation"]
         if plain:
-            value = f"{plain['psnr']:.2f} dB, {plain['spectrum']['distance']:.2f} dB"
-            rows.append(("its backbone alone: PSNR, spectral distance", value, "compensation set to zero"))
+            rows.append(("its backbone alone, PSNR", f"{plain['psnr']:.2f} dB", "compensation set to zero"))
+            apart = f"{plain['spectrum']['distance']:.2f} dB"
+            rows.append(("its backbone alone, spectral distance", apart, "compensation set to zero"))
     for item in result["generation"].values():
         on = f"{item['generated']} generated and {item['real']} recorded {item['samples']}s"
         rows.append((item["title"], _number(item["distance"]), on))
@@ -97,7 +98,8 @@ def table(result: dict) -> list[tuple[str, str, str]]:
         rows.append(("nearest recording, nearest sample", f"{distances[0]:.2f}", on))
         if found["recorded"]:
             between = sorted(found["recorded"])[len(found["recorded"]) // 2]
-            rows.append(("nearest other recording, median recording", f"{between:.2f}", f"{len(found['recorded'])}"))
+            on = f"{len(found['recorded'])} recorded clips"
+            rows.append(("nearest other recording, median recording", f"{between:.2f}", on))
             rows.append(("samples that may be copies", f"{found['nearer']}", f"nearer than {found['threshold']:.2f}"))
     return rows
 
