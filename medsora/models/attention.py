@@ -1,7 +1,7 @@
 """Local attention inside a frame: each token sees the tokens at most `window` places away in raster order.
 
 Cost grows linearly with the number of tokens: queries are cut into blocks, and each block meets only the keys of its
-own block and `window` more on either side.
+own block and `window` more on either side. A few tokens all meet one another, which takes less.
 """
 
 from __future__ import annotations
@@ -69,18 +69,37 @@ def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = 
     q, k, v: (sequences, heads, tokens, width), one dtype. Returns the same shape.
     """
     n, heads, tokens, width = q.shape
-    block = min(block, tokens)
+    if tokens <= 2 * block:
+        return _attended(q, k, v, within(window, tokens, q.device))
+    block = max(block, 2 * window)  # a block and the beginning of the next then hold all that a query may see
     blocks = -(-tokens // block)
-    tail = blocks * block - tokens
-    reach = block + 2 * window
-    q = F.pad(q, (0, 0, 0, tail)).reshape(n * heads, blocks, block, width)
-    # (n * heads, blocks, width, reach): block b meets padded positions b * block ... b * block + reach - 1.
-    k, v = (F.pad(t, (0, 0, window, window + tail)).flatten(0, 1).unfold(1, reach, block) for t in (k, v))
-    # Plain products: for such small blocks, the fused attention's backward pass takes over twice as long on a CPU.
-    scores = (q * width**-0.5) @ k
-    scores = scores.masked_fill(~band_mask(tokens, block, window, q.device), -torch.inf)
-    y = scores.softmax(-1).to(v.dtype) @ v.transpose(-1, -2)
+    q = F.pad(q, (0, 0, 0, blocks * block - tokens)).reshape(n * heads, blocks, block, width)
+    k, v = (_met(t.flatten(0, 1), window, block, blocks) for t in (k, v))
+    y = _attended(q, k, v, band_mask(tokens, block, window, q.device))
     return y.reshape(n, heads, blocks * block, width)[:, :, :tokens]
+
+
+def _met(t: Tensor, window: int, block: int, blocks: int) -> Tensor:
+    """(sequences, tokens, width) -> (sequences, blocks, block + 2 window, width): the keys each block of queries meets.
+
+    Block b meets positions b * block - window ... (b + 1) * block + window - 1; where there are none, zeros. Slices,
+    as the gradient of `unfold` adds up one row at a time.
+    """
+    rows = F.pad(t, (0, 0, window, (blocks + 1) * block - window - t.shape[1])).unflatten(1, (blocks + 1, block))
+    return torch.cat([rows[:, :-1], rows[:, 1:, : 2 * window]], dim=2)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, seen: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(width)) v over the keys that are seen. seen: bool, broadcast to (..., queries, keys)."""
+    # Plain products: for such small blocks, the fused attention's backward pass takes over twice as long on a CPU.
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).to(v.dtype) @ v
+
+
+def within(window: int, tokens: int, device: torch.device | str = "cpu") -> Tensor:
+    """Which tokens each token may see where all meet all: bool (tokens, tokens), True where |i - j| <= window."""
+    i = torch.arange(tokens, device=device)
+    return (i[:, None] - i).abs() <= window
 
 
 def band_mask(tokens: int, block: int, window: int, device: torch.device | str = "cpu") -> Tensor:

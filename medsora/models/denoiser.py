@@ -291,8 +291,8 @@ class MedSora(ModelMixin, ConfigMixin):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift."""
-    return x * (1 + scale) + shift
+    """x (1 + scale) + shift, in one pass over x."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def _with_given_frames(sample: Tensor, given: Tensor | None, mask: Tensor | None) -> Tensor:
