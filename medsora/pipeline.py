@@ -163,7 +163,7 @@ class MedSoraPipeline(SharedPipeline):
 
         Needs a model trained with first_frame_conditioning. Memory does not depend on the length: what is yielded is
         not kept. Every draw is a function of (seed, number of the video, number of the window); the first window is
-        the video that a call with the same arguments makes.
+        the video that a call with the same arguments makes, but for its last frames, which are blended.
 
         num_frames: of each video, any number; None goes on for as long as chunks are asked for.
         num_videos: all sampled together. window: frames made at once, 1, 8k or 8k + 1; as in training if None.
@@ -212,7 +212,7 @@ class MedSoraPipeline(SharedPipeline):
         return window, overlap
 
     def count_predictions(self, num_inference_steps: int, scheduler: str | None = None) -> int:
-        """How often a sampler asks for the noise of a video (twice as often where guidance is on)."""
+        """How often a sampler steps with a prediction of the noise; under guidance each is of two."""
         return len(self._sampler(scheduler, num_inference_steps).timesteps)
 
     def compile_denoiser(self) -> None:

@@ -24,7 +24,7 @@ is synthetic. The videos are for research only and not for diagnosis.
 
 With --num-frames beyond --window, a video is made window by window, each going on from the last frames of the one
 before, and written as it grows: any length, in the memory of one window. That needs a model trained with
---denoiser.model '{"first_frame_conditioning": true}'. With --num-frames 1, pictures are made (image-00000.png ...).
+--denoiser.first_frame_conditioning true. With --num-frames 1, pictures are made (image-00000.png ...).
 
 Video i depends on the model, the settings and (seed, i) alone: not on how many are made, nor, but for rounding, on
 --batch-size. The same command again makes only what is missing, so an interrupted one goes on, and a larger
@@ -294,7 +294,7 @@ def _parser():
     add("--first-frame", type=str | None, default=None, help="A picture or video that the videos begin like.")
     add("--gif", action="store_true", help="Write each video as gif as well; each whole in memory.")
     add("--compile", action="store_true", help="Compile the denoiser first (torch.compile; on CUDA with graph "
-        "capture): takes a while, then each step is faster.")  # fmt: skip
+        "capture), which takes a while; for many videos.")  # fmt: skip
     add("--device", type=str, default="auto", help='"auto", "cpu", "cuda", "cuda:1", "mps".')
     return parser
 
