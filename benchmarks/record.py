@@ -152,6 +152,7 @@ def case_lines(case: dict[str, object]) -> list[str]:
 
 def duration(seconds: float) -> str:
     """Three digits and a unit: 1.23 ms."""
+    seconds = float(f"{seconds:.3g}")  # 999.9 us are 1 ms
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -271,7 +271,7 @@ def test_the_table_shows_floor_multiples_and_reasons():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(2.5, "2.5 s"), (0.0123456, "12.3 ms"), (1.5e-5, "15 us"), (0.0, "0 ns")]
+    ("seconds", "text"), [(2.5, "2.5 s"), (0.0123456, "12.3 ms"), (1.5e-5, "15 us"), (0.0, "0 ns"), (9.996e-4, "1 ms")]
 )
 def test_durations_have_three_digits(seconds, text):
     assert record.duration(seconds) == text
