@@ -159,8 +159,8 @@ class SamplingSteps(Ways):
         channels, *rest = self.size.latents
         latents = torch.randn(self.size.videos, rest[0], channels, *rest[1:], generator=drawn).to(self.device)
         sampler = ready_sampler(make_scheduler("ddim", settings.diffusion), "ddim", STEPS, self.device)
-        level = sampler.timesteps[STEPS // 2]
-        timestep = level.expand(len(latents)).to(self.device)
+        level = int(sampler.timesteps[STEPS // 2])  # a number: a tensor on a GPU would be waited for
+        timestep = torch.full((len(latents),), level, device=self.device)
 
         def step() -> tuple[Tensor, ...]:
             output = denoiser(latents.to(self.dtype), timestep).sample.float()

@@ -14,6 +14,8 @@ from benchmarks import limits as machine
 from benchmarks import record, train_step
 from benchmarks.case import Case, Unavailable, Variant
 from benchmarks.correctness import Wrong
+from benchmarks.device import input_sets
+from benchmarks.gpu.machine import GpuLimits
 from benchmarks.interleaved import Schedule, time_interleaved
 from benchmarks.limits import Limits, floor_of, higher, measure_limits
 from benchmarks.measure import Outcome, measured
@@ -262,6 +264,28 @@ def test_a_record_comes_back_from_its_file_as_it_was(tmp_path):
     record.write(found, tmp_path / "new" / "run.json")
     assert json.loads((tmp_path / "new" / "run.json").read_text()) == found
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["run.json"]
+
+
+def test_on_a_gpu_replays_and_single_calls_stand_apart():
+    case = square_case(replayed=torch.square, stepped=torch.square)
+    replayed, stepped = Outcome([1.0, 3.0, 2.0], wall=[4.0]), Outcome([6.0], wall=[6.0], not_replayed="it waits")
+    replayed.peak = stepped.peak = 1000
+    limits = GpuLimits(copy=1e9, operations=2e9, exponentials=4e9)
+    found = record.case_record(case, {"replayed": replayed, "stepped": stepped}, limits)
+    rows = found["variants"]
+    assert (rows["replayed"]["device"]["median"], rows["replayed"]["eager"]["median"]) == (2.0, 4.0)
+    assert "device" not in rows["stepped"] and rows["stepped"]["eager"]["median"] == 6.0
+    assert rows["stepped"]["not_replayed"] == "it waits" and rows["replayed"]["times_as_fast"] == {"stepped": 3.0}
+    assert found["floor"]["binding"] == "bytes" and rows["replayed"]["floor_multiple"] == pytest.approx(2e9 / 512)
+    run = record.run_record([found], limits, None)
+    assert "replayed" in (text := "\n".join(record.table(run))) and "by bytes" in text
+
+
+def test_inputs_of_a_gpu_are_moved_and_those_of_a_processor_are_not():
+    inputs = {"x": torch.ones(3)}
+    assert input_sets(inputs, torch.device("cpu")) == [inputs]
+    (moved,) = input_sets(inputs, torch.device("meta"))
+    assert moved["x"].device.type == "meta" and moved["x"].shape == (3,)
 
 
 def test_the_table_shows_floor_multiples_and_reasons():
