@@ -70,7 +70,9 @@ def _evaluate(options, processes: Processes) -> int:
     pipeline, videos = _videos(target, settings, output, device, processes)
     size = settings.size or min(videos.shape[1:])
     reference = processes.from_first(
-        lambda: Reference.open(options.reference, settings.split, size, output / "reference", shown)
+        lambda: Reference.open(
+            options.reference, settings.split, size, output / "reference", shown, **_as_trained(target)
+        )
     )
     reference.size = size
     evaluation = Evaluation(videos, reference, extractors, flow_estimate(settings), settings, processes, shown)
@@ -116,6 +118,17 @@ def _videos(target: Path, settings: EvaluateSettings, output: Path, device: str,
         pipeline = load_pipeline(target, device)
         return pipeline, RunVideos(target, hashes, pipeline, settings, output, processes)
     return None, FolderVideos(target, settings.num_videos, settings.stride, settings.num_frames, output)
+
+
+def _as_trained(target: Path) -> dict:
+    """How a run's recordings were prepared, where its folder tells; other recordings are prepared for it likewise."""
+    import json
+
+    try:
+        prepared = json.loads((target / "settings.json").read_text("utf-8"))["settings"]["prepare"]
+        return {name: prepared[name] for name in ("interval", "flips", "crop_borders")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _reconstruct(vae, reference, settings: EvaluateSettings, output: Path, lpips, shown: bool) -> dict:

@@ -44,12 +44,16 @@ class Reference:
             )
 
     @classmethod
-    def open(cls, source: str, split: str, size: int, place: Path, progress: bool = True) -> Reference:
-        """A prepared data set as it is; anything else that `medsora.prepare` takes is prepared at `size` in `place`."""
+    def open(cls, source: str, split: str, size: int, place: Path, progress: bool = True, **settings) -> Reference:
+        """A prepared data set as it is; anything else that `medsora.prepare` takes is prepared at `size` in `place`.
+
+        settings: more of `PrepareSettings`; nothing is held out and, unless they say so, nothing mirrored.
+        """
         if not is_prepared(source):
             from medsora.data import prepare_frames
 
-            prepare_frames(source, place, PrepareSettings(size=size, val_fraction=0.0), progress)
+            settings = {"flips": False} | settings | {"size": size, "val_fraction": 0.0}
+            prepare_frames(source, place, PrepareSettings(**settings), progress)
             return cls(place, split, size)
         return cls(Path(source), split, size)
 

@@ -47,7 +47,8 @@ def build_vae(settings: VAESettings) -> FrequencyCompensatedVAE:
             place = {"subfolder": settings.pretrained_subfolder} if settings.pretrained_subfolder else {}
             vae = FrequencyCompensatedVAE.load_backbone(settings.pretrained, **place, **options)
     except (ValueError, TypeError) as error:
-        raise UserError(f"vae: {error}") from error
+        words = str(error).replace("path_or_name", "vae.pretrained")
+        raise UserError(words if words.startswith("vae.") else f"vae: {words}") from error
     except OSError as error:
         raise UserError(f"vae.pretrained: {settings.pretrained} cannot be loaded: {error}") from error
     if settings.trainable == "compensation":

@@ -177,12 +177,26 @@ def test_a_folder_against_recordings_that_are_not_prepared(folder, capsys):
     assert generated["skipped"] == [["notes.txt", "it is not a kind of video this reads"],
                                     ["3.npy", "it has 2 frames at a step of 2, wants 5"]]  # fmt: skip
     assert generated["resize"] == "short side to 32, area (down) or bicubic (up), long side cut at the centre"
-    assert (real["size"], real["resize"], real["clips"]) == ([32, 32], "none", 3)
+    assert (real["size"], real["resize"], real["clips"], real["flips"]) == ([32, 32], "none", 3, False)
     said = capsys.readouterr().out
     assert "warning   2 file(s) were skipped, such as notes.txt" in said and result["reconstruction"] is None
     assert "motion distance (weight-free proxy)" in said
     again = FolderVideos(folder, 256, 2, 5, folder / "evaluation")  # its own output is no input
     assert again.names == [f"{number}.npy" for number in range(5)]
+
+
+def test_recordings_for_a_run_are_prepared_as_its_own_were(run, tmp_path):
+    import shutil
+
+    shutil.copytree(run, tmp_path / "run")
+    prepared = {"prepare": {"interval": 3, "flips": True, "crop_borders": False, "size": 32}}
+    (tmp_path / "run" / "settings.json").write_text(json.dumps({"settings": prepared}))
+    few = ("--num-videos", 2, "--steps", 1, "--nearest", 0, "--reference_videos", 6, "--reconstruction_clips", 0)
+    assert call(tmp_path / "run", "--reference", "builtin:phantom:2", *few) == 0
+    output = tmp_path / "run" / "evaluation"
+    real = json.loads((output / "evaluation.json").read_text())["protocol"]["real"]
+    assert (real["stride"], real["flips"], real["windows"]) == (3, True, 6)
+    assert json.loads((output / "reference" / "manifest.json").read_text())["settings"]["crop_borders"] is False
 
 
 def test_compressed_videos_are_warned_of(tmp_path, dataset):

@@ -173,6 +173,9 @@ def test_reconstruction_measures_what_an_autoencoder_does():
     clips = [drawn(number) for number in range(5)]
     found = measure_reconstruction(Halving(), iter(clips), 8, 2, look=lambda clip, made: seen.append((clip, made)))
     assert (found["clips"], found["frames"], found["size"], found["lpips"]) == (5, 8, [32, 32], None)
+    perceived = measure_reconstruction(Halving(), iter(clips), 8, 2, lpips=lambda a, b: (a - b).abs().mean((1, 2, 3)))
+    apart = np.mean([np.abs(a.astype(float) - b).mean() / 127.5 for a, b in seen])  # frames go in in [-1, 1]
+    assert perceived["lpips"] == pytest.approx(apart, rel=1e-5) and perceived["psnr"] == found["psnr"]
     error = np.mean([10 * np.log10(255**2 / np.square(a.astype(float) - b).mean()) for a, b in seen])
     assert found["psnr"] == pytest.approx(error) and len(seen) == 5
     np.testing.assert_allclose(found["spectrum"]["energy_ratio"], 0.25, atol=0.01)

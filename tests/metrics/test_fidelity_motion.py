@@ -52,6 +52,16 @@ def test_ssim_agrees_with_the_formula_written_out():
     assert float(ssim(target, target)) == pytest.approx(1.0)
 
 
+def test_psnr_and_ssim_agree_with_torchmetrics():
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    made, target = torch.rand(2, 3, 3, 24, 31, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert float(psnr(made, target)) == pytest.approx(float(peak_signal_noise_ratio(made, target, data_range=1.0)))
+    _, theirs = structural_similarity_index_measure(made, target, data_range=1.0, return_full_image=True)
+    inside = theirs[..., 5:-5, 5:-5]  # it counts windows that hang over the rim too, over mirrored pixels
+    assert float(ssim(made, target)) == pytest.approx(float(inside.mean()), rel=1e-9)
+
+
 def test_ssim_averages_over_all_pictures():
     rng = np.random.default_rng(1)
     made, target = rng.random((2, 5, 3, 16, 16))
