@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from medsora_ops import launch
-from medsora_ops.spectral.filter_launch import CONFIG, Sizes, programs_for
+from medsora_ops.spectral.filter_launch import FilterConfig, Sizes, programs_for
+
+CONFIG = FilterConfig(terms=16)  # of 32 terms at a time, some sizes would not fit into registers
 
 
 def focal_frequency_loss(
@@ -58,6 +60,7 @@ def focal_frequency_loss_backward(
             BLOCK_W=min(CONFIG.width, blocks["WIDTH"]),
             **blocks,
             **CONFIG.options(),
+            **launch.sparing(pred.device),
         )
     return found.to(pred.dtype).expand(pred.shape).contiguous()
 
@@ -105,6 +108,7 @@ def _of_rows(images: tuple[Tensor, ...], largest: Tensor | None, alpha: float, l
             LOGARITHM=log_matrix,
             **blocks,
             **CONFIG.options(),
+            **launch.sparing(x.device),
         )
     return found
 
