@@ -147,7 +147,20 @@ def case_lines(case: dict[str, object]) -> list[str]:
             + "".join(f" {row[figure]:>8.2f}" for figure in own)
             + f" {peak:>8}  {', '.join(slower)}".rstrip()
         )
-    return lines + [f"  {name:{width}} not timed: {reason}" for name, reason in case["not_timed"].items()]
+    lines += [f"  {name:{width}} not timed: {reason}" for name, reason in case["not_timed"].items()]
+    return lines + attention_lines(case)
+
+
+def attention_lines(case: dict[str, object]) -> list[str]:
+    """Which kernels of scaled_dot_product_attention the variants took, those that could run, and SDPA's own choice."""
+    lines = []
+    for name, row in case["variants"].items():
+        for group, found in row.get("sdpa", {}).items():
+            runs = ", ".join(found["seconds"])
+            lines.append(
+                f"  {name} ({group}) by the {found['fastest']} kernel; here run {runs}; by default {found['default']}"
+            )
+    return lines
 
 
 def duration(seconds: float) -> str:

@@ -182,6 +182,7 @@ def test_curves_and_lines_of_recorded_layers():
         case = layer_case(grid, torch.float32, PASSES[0], width=64, state=16)
         slow, fast = Outcome([tokens**2 * 1e-9]), Outcome([tokens * 1e-6])
         slow.peak, fast.peak = 10 * tokens**2, 100 * tokens
+        slow.facts = {"sdpa": {"whole": {"default": "flash", "fastest": "math", "seconds": {"flash": 2, "math": 1}}}}
         cases.append(record.case_record(case, {"full-attention": slow, "mixers-native": fast}, limits))
     assert cases[0]["level"] == "layer" and cases[0]["tokens"] == 256 and "floor" not in cases[0]
     curves = scaling.layer_curves(cases)["mixing layer", "float32", "forward"]
@@ -189,7 +190,8 @@ def test_curves_and_lines_of_recorded_layers():
     text = "\n".join(scaling.lines(cases))
     assert "full-attention  256 to 4096 tokens: time as tokens ^ 2.00 (residual 0.00), memory as tokens ^ 2.00" in text
     assert "mixers-native is faster than full-attention from about 1000 tokens on" in text
-    assert "\n".join(record.table({"limits": {"copy": 1, "operations": 1, "exponentials": 1}, "cases": cases}))
+    table = "\n".join(record.table({"limits": {"copy": 1, "operations": 1, "exponentials": 1}, "cases": cases}))
+    assert "full-attention (whole) by the math kernel; here run flash, math; by default flash" in table
 
 
 def test_mixing_adds_each_mixer_to_its_tokens():
