@@ -5,6 +5,7 @@ One launch forward, whatever the number of paths; back, one for each path and on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ class Mixer:
     def width(self) -> int:
         return self.heads * self.head_dim
 
+    @functools.lru_cache(maxsize=1024)  # noqa: B019  asked at every call, of few mixers, which are values
     def constants(self, config: TileConfig) -> dict:
         norm_heads = self.norm_group_size // self.head_dim
         blocks = (config.tokens, _block(self.head_dim), min(config.state, _block(self.state)), _power(norm_heads))
@@ -101,11 +103,12 @@ def backward(
     lengths, sequences, tiles = _cut(rows, offsets, config)
     programs = [min(count, config.programs * multiprocessors(rows.device)) for count in tiles]
     kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
-    y = rows.new_empty(max(programs) * config.tokens * mixer.width, dtype=kept)
-    blocks = mixer.constants(config)["BLOCKS"]
+    most, constants = max(programs), mixer.constants(config)
+    y = rows.new_empty(most * config.tokens * mixer.width, dtype=kept)
+    blocks = constants["BLOCKS"]
     numbers = _NAMED + 2 * mixer.heads + max(blocks[2], blocks[4])
-    numbers = rows.new_empty(max(programs) * numbers * config.tokens, dtype=torch.float32)
-    square = rows.new_empty(max(programs) * config.tokens * (2 * config.tokens + blocks[1]))  # and x
+    numbers = rows.new_empty(most * numbers * config.tokens, dtype=torch.float32)
+    square = rows.new_empty(most * config.tokens * (2 * config.tokens + blocks[1]))  # and x
     # Each parameter begins at a multiple of what one program sums.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]
@@ -113,18 +116,18 @@ def backward(
         ends.append(ends[-1] + -(-size // REDUCED) * REDUCED)
     segments, width = tuple(ends[:-1]), ends[-1]
     found = rows.new_empty(sum(programs), width, dtype=torch.float32)
+    options = constants | config.options() | sparing(rows.device)
+    of_rows = (rows, *rows.stride()[:2], *parameters, mixer.eps)
+    to_rows = (grad_rows, *grad_rows.stride()[:2])
     with on_device(rows):
         for path, (grad, table, stride) in enumerate(zip(grads, offsets, strides, strict=True)):
             launch(
                 _backward_kernels().path_scan_tile_bwd_kernel,
                 programs[path],
-                *(rows, *rows.stride()[:2], *parameters, mixer.eps),
-                *(grad, *grad.stride()[:2], grad_rows, *grad_rows.stride()[:2]),
+                *(*of_rows, grad, *grad.stride()[:2], *to_rows),
                 *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
-                *(y, numbers, square, found[sum(programs[:path]) :], segments, width),
-                **mixer.constants(config),
-                **config.options(),
-                **sparing(rows.device),
+                *(y, numbers, square, found[sum(programs[:path]) :] if path else found, segments, width),
+                **options,
             )
         launch(
             _backward_kernels().sum_rows_kernel,
