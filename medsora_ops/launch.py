@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,7 @@ class Compiled:
     kernel: object
 
 
-_compiled: contextvars.ContextVar[tuple[str, list[Compiled]] | None] = contextvars.ContextVar(
+_compiled: contextvars.ContextVar[tuple[str, list[Compiled], int] | None] = contextvars.ContextVar(
     "medsora_compiled", default=None
 )
 
@@ -50,16 +50,21 @@ def launch(kernel, programs: int | tuple[int, int], *arguments, **options) -> No
 
 
 @contextlib.contextmanager
-def compiling(architecture: str) -> Iterator[list[Compiled]]:
+def compiling(architecture: str, processors: int = 2) -> Iterator[list[Compiled]]:
     """Within the block kernels are compiled, not run; the list yielded holds them in the order of their launches.
 
-    architecture: the one that `architecture` tells for tensors on the meta device, "sm_90".
+    architecture, processors: what `architecture` and `multiprocessors` tell for the meta device; "sm_90".
     """
-    token = _compiled.set((architecture, []))
+    token = _compiled.set((architecture, [], processors))
     try:
         yield _compiled.get()[1]
     finally:
         _compiled.reset(token)
+
+
+def distinct(compiled: Sequence[Compiled]) -> list[Compiled]:
+    """One of each that differs in name or in what it was specialised by."""
+    return list({(one.name, str(one.options)): one for one in compiled}.values())
 
 
 def on_device(x: torch.Tensor):
@@ -67,9 +72,15 @@ def on_device(x: torch.Tensor):
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
-@functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many a device has; 2 for devices that have none, so that the interpreter's programs take several tiles."""
+    if device.type == "meta" and _compiled.get() is not None:
+        return _compiled.get()[2]
+    return _multiprocessors(device)
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 

@@ -3,7 +3,8 @@
     python -m medsora_ops.offline --targets cuda:80 cuda:90 cuda:100 hip:gfx942
 
 Registers and stack are those of one thread; a stack holds what did not fit into registers. Exit status 1 if a kernel
-does not compile, asks for more shared memory than the chip has, or lacks the matrix instructions that it should have.
+does not compile, asks for more shared memory than the chip has, lacks the matrix instructions that it should have, or,
+among the scans of half types with heads of 64 channels and states of 128, uses a stack on one of the chips aimed at.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from medsora_ops.launch import Compiled, compiling
+from medsora_ops.launch import Compiled, compiling, distinct
 from medsora_ops.paths import ScanPath
 
 # Shared memory that one program may ask for, in bytes, by architecture.
 SHARED_MEMORY = {"cuda:80": 166912, "cuda:86": 101376, "cuda:89": 101376, "cuda:90": 232448, "cuda:100": 232448,
                  "cuda:120": 101376, "hip:gfx942": 65536}  # fmt: skip
-
-
+AIMED_AT = ("cuda:80", "cuda:90", "cuda:100")
+MANY = 132  # multiprocessors, of which one video's long sequences fill few
 SIDES = (16, 32, 64, 128)  # of images, that the filters are compiled for
 
 
@@ -66,14 +67,17 @@ class _Absent:
 
 
 @contextlib.contextmanager
-def compiling_for(target: str) -> Iterator[list[Compiled]]:
-    """Within the block, kernels that would be launched are compiled for `target`: "cuda:90", "hip:gfx942"."""
+def compiling_for(target: str, processors: int = 2) -> Iterator[list[Compiled]]:
+    """Within the block, kernels that would be launched are compiled for `target`: "cuda:90", "hip:gfx942".
+
+    processors: how many multiprocessors it is taken to have.
+    """
     kind, architecture = target.split(":")
     before = triton.runtime.driver.__dict__.get("_active")
     aim = GPUTarget(kind, int(architecture), 32) if kind == "cuda" else GPUTarget(kind, architecture, 64)
     triton.runtime.driver.set_active(_Absent(aim))
     try:
-        with compiling(f"sm_{architecture}" if kind == "cuda" else architecture) as compiled:
+        with compiling(f"sm_{architecture}" if kind == "cuda" else architecture, processors) as compiled:
             yield compiled
     finally:
         triton.runtime.driver._active = before
@@ -98,7 +102,10 @@ def resources(compiled: Compiled) -> Resources:
 
 
 def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[Compiled]:
-    """Every kernel of both scans, forward and backward, as the table of configurations cuts them; width 16 heads."""
+    """Every kernel of both scans, forward and backward, as the table of configurations cuts them; width 16 heads.
+
+    Those of sequences cut into runs too, as a chip that one video does not fill would have them.
+    """
     from medsora_ops.scan import triton as scans
     from medsora_ops.warmup import describe
 
@@ -108,22 +115,17 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
     def meta(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    with compiling_for(target) as compiled:
-        describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
-        describe((ScanPath.raster((8, 16, 16)),), *settings)
-        a = meta(heads, dtype=torch.float32)
-        arguments = (
-            *(
-                meta(2, 4096, heads, head_dim),
-                meta(2, 4096, heads),
-                a,
-                meta(2, 4096, 1, state),
-                meta(2, 4096, 1, state),
-            ),
-            *(a, meta(2, 4096, heads, head_dim), a, None, True, False),
-        )
-        scans.ssd_scan_backward(scans.ssd_scan(*arguments), *arguments)
-    return list({(one.name, str(one.options)): one for one in compiled}.values())
+    steps, single = meta(2, 4096, heads), meta(heads, dtype=torch.float32)
+    x, groups = meta(2, 4096, heads, head_dim), meta(2, 4096, 1, state)
+    arguments = (x, steps, single, groups, groups, single, x, single, None, True, False)
+    found = []
+    for processors in (2, MANY):
+        with compiling_for(target, processors) as compiled:
+            describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
+            describe((ScanPath.raster((8, 16, 16)),), *settings)
+            scans.ssd_scan_backward(scans.ssd_scan(*arguments), *arguments)
+        found += compiled
+    return distinct(found)
 
 
 def compile_reorders(target: str, dtype: torch.dtype) -> list[Compiled]:
@@ -177,6 +179,8 @@ def _rows(
     for one in compiled:
         found = resources(one)
         wrong = []
+        if found.stack and target in AIMED_AT and dtype != torch.float32 and (head_dim, state) == (64, 128):
+            wrong.append(f"uses {found.stack} bytes of stack")
         if found.shared > SHARED_MEMORY[target]:
             wrong.append(f"asks for {found.shared} bytes of shared memory, {target} has {SHARED_MEMORY[target]}")
         if "tt.dot" in one.kernel.asm["ttir"] and not found.matrix_instructions:
@@ -210,8 +214,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(json.dumps({"triton": triton.__version__, "kernels": rows}, indent=1) + "\n")
     wrong = sum(bool(row["wrong"]) for row in rows)
-    spilling = sum(bool(row["stack"]) for row in rows)
-    print(f"{len(rows)} kernels compiled; {spilling} use a stack; {wrong} wrong")
+    spilling = [row for row in rows if row["stack"]]
+    for row in spilling:
+        case = (f"{name} {row[name]}" for name in ("head_dim", "state", "side") if row[name] is not None)
+        print("stack:", row["kernel"], row["target"], row["dtype"], *case, f"{row['stack']} bytes")
+    print(f"{len(rows)} kernels compiled; {len(spilling)} use a stack; {wrong} wrong")
     return 1 if wrong else 0
 
 

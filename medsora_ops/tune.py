@@ -28,14 +28,16 @@ from medsora_ops.paths import ScanPath
 HEADS = 16
 
 
-def candidates(kernel: str, length: int, dtype: torch.dtype, state: int) -> Iterator[object]:
-    """The configurations worth a try, the default first."""
+def candidates(
+    kernel: str, length: int, dtype: torch.dtype, state: int, architecture: str = ""
+) -> Iterator[object]:  # fmt: skip
+    """The configurations worth a try on an architecture, its default first."""
     from medsora_ops.scan import chunk_config, tile_launch
 
     rooms = tile_launch if "tile" in kernel else chunk_config
     default = rooms.FORWARD if kernel.endswith("fwd") else rooms.BACKWARD
     if "tile" not in kernel:
-        default = chunk_config.fitting(default, dtype, state)
+        default = chunk_config.fitting(default, dtype, state, architecture)
     yield default
     if "tile" in kernel:
         tokens = [size for size in (16, 32, 64) if size >= length]
@@ -52,7 +54,7 @@ def candidates(kernel: str, length: int, dtype: torch.dtype, state: int) -> Iter
 
 def work(kernel: str, length: int, head_dim: int, state: int, dtype, device, tokens: int) -> Callable[[object], list]:
     """A function of a configuration that runs `kernel`, and what goes with it, on random inputs of about `tokens`."""
-    from medsora_ops.scan import chunk_launch, tile_launch
+    from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
 
     width, mixed = HEADS * head_dim, HEADS * head_dim + 2 * state
     made = torch.Generator(device).manual_seed(0)
@@ -91,9 +93,9 @@ def work(kernel: str, length: int, head_dim: int, state: int, dtype, device, tok
         return lambda config: [*tile_launch.backward(*given, config), grad_rows]
     along = (*parameters, tables[0], strides[0], *settings)
     if kernel.endswith("fwd"):
-        return lambda config: [chunk_launch.path_scan_chunked(rows, *along, config=config)]
+        return lambda config: [chunk_path_launch.path_scan_chunked(rows, *along, config=config)]
     return lambda config: [
-        *chunk_launch.path_scan_chunked_backward(grad, grad_rows, rows, *along, config=config),
+        *chunk_path_launch.path_scan_chunked_backward(grad, grad_rows, rows, *along, config=config),
         grad_rows,
     ]
 
@@ -174,7 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = f", about {(time.monotonic() - start) / done * (len(cases) - done):.0f} s left" if done else ""
         print(f"[{done + 1}/{len(cases)}{left}] {kernel}, length {length}, head_dim {head_dim}, state {state}, {dtype}")
         run = work(kernel, length, head_dim, state, getattr(torch, dtype), device, options.tokens)
-        tried = list(itertools.islice(candidates(kernel, length, getattr(torch, dtype), state), options.most))
+        of_case = candidates(kernel, length, getattr(torch, dtype), state, launch.architecture(device))
+        tried = list(itertools.islice(of_case, options.most))
         with launch.on_device(torch.empty(0, device=device)):
             winner, medians = best(run, tried, device, options.rounds)
         case = configs.Case(kernel, launch.architecture(device), configs.bucket(length), head_dim, state, dtype)

@@ -28,6 +28,8 @@ def warmup(
 ) -> int:
     """Compile what `path_scan` launches for these paths, taken together in one call, and its gradient. Nothing runs.
 
+    Long sequences are cut into runs where a call has too few to fill the device, so both ways are compiled.
+
     paths: over one grid. width: E. head_dim, groups, bidirectional, norm_group_size: as in `path_scan`. state: N.
     taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters.
     Returns how many kernels were compiled or found compiled; 0 where no Triton kernel serves the device.
@@ -40,12 +42,15 @@ def warmup(
     device = torch.device(device)
     if launch.INTERPRETED or device.type != "cuda" or launch.unavailable():
         return 0
-    with torch.cuda.device(device), launch.compiling(launch.architecture(_indexed(device))) as compiled:
-        describe(
-            tuple(paths), width, head_dim, state, groups, taps, bidirectional, norm_group_size, conv_bias, dtype,
-            parameters, backward,
-        )  # fmt: skip
-    return len(compiled)
+    device, compiled = _indexed(device), []
+    for processors in (1, launch.multiprocessors(device)):  # a call that fills the device, and one that does not
+        with torch.cuda.device(device), launch.compiling(launch.architecture(device), processors) as found:
+            describe(
+                tuple(paths), width, head_dim, state, groups, taps, bidirectional, norm_group_size, conv_bias, dtype,
+                parameters, backward,
+            )  # fmt: skip
+        compiled += found
+    return len(launch.distinct(compiled))
 
 
 def _indexed(device: torch.device) -> torch.device:

@@ -9,11 +9,13 @@ the state H before a chunk, the gradient G of the state after it, and Q = dy x^T
 
 States are [channels, state] here, and each product is computed in the orientation in which it is used: no product is
 ever transposed for another. Operands are tiles as they lie in memory wherever that can be, for the matrix units read
-those without a detour through registers; scales go to results instead.
+those without a detour through registers; scales go to results instead. What two products far apart need is loaded for
+each: it is in a cache still, and in between it would take up registers, which are what is short here.
 
     of_B, of_C   (heads of a group * parts, sequences, tokens, ...) float32: each program's share, summed later
     of_dt        (parts, sequences, tokens, heads) float32
-    kept         (programs, SEGMENT * (channels * state + 2 * tokens)) float32: states, steps, sums of decays
+    held         (programs, SEGMENT * channels * state), in the type of the rows: states, as products take them
+    kept         (programs, SEGMENT * 2 * tokens) float32: steps and sums of decays
 
 Sequences cut into runs (CUT "starts", as in chunk_kernels.py) are cut at segments: `boundaries` holds the gradients of
 the states where runs meet, those of the last two first.
@@ -32,6 +34,7 @@ from medsora_ops.scan.chunk_kernels import (
     sequence_steps,
     tile_of,
 )
+from medsora_ops.scan.walk_kernels import row_starts
 from medsora_ops.triton_math import matmul, sigmoid
 
 
@@ -55,20 +58,23 @@ def from_rows(rows, column, inside, wanted):
 
 
 @triton.jit
-def to_rows(rows, column, inside, wanted, value):
+def to_rows(rows, walk, column, inside, wanted, value):
+    """rows: where they begin; with a walk, what row_starts takes, for addresses kept from before take up registers."""
+    if walk is not None:
+        rows, _ = row_starts(rows, walk, 0)
     at = rows[:, None] + column[None, :]
     tl.store(at, value.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
 
 
 @triton.jit
-def keep_chunk(kept, chunk, state, step, total, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr):
+def keep_chunk(held, kept, chunk, state, step, total, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr):
     """Into the program's scratch. What is read back later lies in whatever order of threads it is then wanted in."""
     HELD: tl.constexpr = BLOCKS[1] * BLOCKS[2]
     token = tl.arange(0, BLOCKS[0])
     within = tl.arange(0, BLOCKS[1])[:, None] * BLOCKS[2] + tl.arange(0, BLOCKS[2])[None, :]
-    tl.store(kept + chunk * HELD + within, state)
-    tl.store(kept + SEGMENT * HELD + chunk * BLOCKS[0] + token, step)
-    tl.store(kept + SEGMENT * (HELD + BLOCKS[0]) + chunk * BLOCKS[0] + token, total)
+    tl.store(held + chunk * HELD + within, state.to(held.dtype.element_ty))
+    tl.store(kept + chunk * BLOCKS[0] + token, step)
+    tl.store(kept + (SEGMENT + chunk) * BLOCKS[0] + token, total)
 
 
 @triton.jit
@@ -80,43 +86,70 @@ def turned_state_after(x, step, total, whole, b, state, OPERANDS: tl.constexpr):
 
 @triton.jit
 def chunk_back(
-    x, b, c, grad, to_x, to_b, to_c, columns, inside, skip, kept, chunk, after,
+    x, b, c, grad, to_x, to_b, to_c, walk, columns, inside, skip, held, kept, chunk, after,
     OPERANDS: tl.constexpr, SEGMENT: tl.constexpr, BLOCKS: tl.constexpr, D_OF_CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Back through a chunk. x, b, c, grad (of y), to_x, to_b, to_c: where their rows begin. columns: those of x, of
-    grad and to_x, of b and c, of to_b, of to_c, and which channels and which numbers of the state are real.
+    """Back through a chunk. x, b, c, grad (of y), to_x, to_b, to_c: where their rows begin; the last three, if there is
+    a walk, as row_starts takes them. columns: those of x, of grad, of to_x, of b and c, of to_b, of to_c, and which
+    channels and which numbers of the state are real.
 
     Returns the gradient of the state before, and for each token those of the step where it scales x and of rate * step,
     and its part of D's; with D_OF_CHANNELS that is for each channel instead, as is skip.
     """
     HELD: tl.constexpr = BLOCKS[1] * BLOCKS[2]
     BLOCK_T: tl.constexpr = BLOCKS[0]
-    of_x, of_y, of_b, to_b_columns, to_c_columns, wanted, real = columns
+    of_x, of_y, to_x_columns, of_b, to_b_columns, to_c_columns, wanted, real = columns
     token = tl.arange(0, BLOCK_T)
     within = tl.arange(0, BLOCKS[1])[:, None] * BLOCKS[2] + tl.arange(0, BLOCKS[2])[None, :]
-    steps = kept + SEGMENT * HELD + chunk * BLOCK_T
+    steps = kept + chunk * BLOCK_T
     totals = steps + SEGMENT * BLOCK_T
     whole = tl.load(totals + BLOCK_T - 1)
 
-    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
-    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
-    keys = from_rows(b, of_b, inside, real).to(OPERANDS)
-    queries = from_rows(c, of_b, inside, real).to(OPERANDS)
-
     total = tl.load(totals + token)
     decays = chunk_decays(total)
-    weights = matmul(queries, tl.trans(keys), OPERANDS) * decays
+    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
+    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
     scores = matmul(dy, tl.trans(values), OPERANDS) * tl.load(steps + token)[None, :]
+    keys = from_rows(b, of_b, inside, real).to(OPERANDS)
+    queries = from_rows(c, of_b, inside, real).to(OPERANDS)
+    weights = matmul(queries, tl.trans(keys), OPERANDS) * decays
     # What a pair of tokens adds for i and takes for j is one number: rounded apart, their difference would be noise.
     flow = weights * scores
     of_total = tl.sum(flow, axis=1)
     of_total -= tl.sum(flow, axis=0)
     of_scores = (scores * decays).to(OPERANDS)
+    weights = weights.to(OPERANDS)
 
+    total = tl.load(totals + token)  # again, now and below: what is loaded late takes up no registers before
+    before = tl.load(held + chunk * HELD + within)
+    of_whole = tl.exp2(whole) * tl.sum(before.to(tl.float32) * after)
+    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
+    carried = matmul(dy, before, OPERANDS) * tl.exp2(total)[:, None]
+    of_since = tl.sum(from_rows(c, of_b, inside, real).to(tl.float32) * carried, axis=1)
+    keys = from_rows(b, of_b, inside, real).to(OPERANDS)
+    carried += matmul(of_scores, keys, OPERANDS)
+    to_rows(to_c, walk, to_c_columns, inside, real, carried)
+
+    total = tl.load(totals + token)
+    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
+    carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
+    of_until = tl.sum(from_rows(b, of_b, inside, real).to(tl.float32) * carried, axis=1)
+    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
+    turned_scores = matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)
+    queries = from_rows(c, of_b, inside, real).to(OPERANDS)
+    carried += matmul(turned_scores, queries, OPERANDS)
+    to_rows(to_b, walk, to_b_columns, inside, real, carried * tl.load(steps + token)[:, None])
+
+    # rate * step of a token is in all decays since then, and in that of what came before until the chunk's end.
+    of_until *= tl.load(steps + token)
+    of_decay = tl.cumsum(of_total + of_since, axis=0, reverse=True) + tl.cumsum(of_until, axis=0) - of_until + of_whole
+    total = tl.load(totals + token)
+    keys = from_rows(b, of_b, inside, real).to(OPERANDS)
+    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
     turned = matmul(after, tl.trans(keys), OPERANDS) * tl.exp2(whole - total)[None, :]
     turned += matmul(tl.trans(dy), weights, OPERANDS)
     of_stepped = tl.trans(turned)
-    values_wide = values.to(tl.float32)
+    values_wide = from_rows(x, of_x, inside, wanted).to(tl.float32)
     dy_wide = dy.to(tl.float32)
     of_step = tl.sum(of_stepped * values_wide, axis=1)
     grad_x = of_stepped * tl.load(steps + token)[:, None]
@@ -126,30 +159,11 @@ def chunk_back(
     else:
         of_skip = tl.sum(dy_wide * values_wide, axis=1)
         grad_x += skip * dy_wide
-    to_rows(to_x, of_y, inside, wanted, grad_x)
-
-    total = tl.load(totals + token)  # again, now and below: what is loaded late takes up no registers before
-    before = tl.load(kept + chunk * HELD + within).to(OPERANDS)
-    of_whole = tl.exp2(whole) * tl.sum(before.to(tl.float32) * after)
-    carried = matmul(dy, before, OPERANDS) * tl.exp2(total)[:, None]
-    of_since = tl.sum(from_rows(c, of_b, inside, real).to(tl.float32) * carried, axis=1)
-    carried += matmul(of_scores, keys, OPERANDS)
-    to_rows(to_c, to_c_columns, inside, real, carried)
-
-    total = tl.load(totals + token)
-    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
-    carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
-    of_until = tl.sum(from_rows(b, of_b, inside, real).to(tl.float32) * carried, axis=1)
-    turned_scores = matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)
-    carried += matmul(turned_scores, queries, OPERANDS)
-    to_rows(to_b, to_b_columns, inside, real, carried * tl.load(steps + token)[:, None])
-
-    # rate * step of a token is in all decays since then, and in that of what came before until the chunk's end.
-    of_until *= tl.load(steps + token)
-    of_decay = tl.cumsum(of_total + of_since, axis=0, reverse=True) + tl.cumsum(of_until, axis=0) - of_until + of_whole
     total = tl.load(totals + token)
     since = from_rows(c, of_b, inside, real).to(tl.float32) * tl.exp2(total)[:, None]
     after = tl.exp2(whole) * after + matmul(tl.trans(dy), since, OPERANDS)
+    tl.debug_barrier()  # grad may be the same memory
+    to_rows(to_x, walk, to_x_columns, inside, wanted, grad_x)
     return after, of_step, of_decay, of_skip
 
 
@@ -166,7 +180,7 @@ def end_of_run(boundaries, after, BLOCKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["length", "segments", "run_segments"])
 def ssd_scan_bwd_kernel(
-    x, dt, B, C, grad_y, grad_x, A, D, dt_bias, initial, grad_final, grad_initial, states, boundaries, kept,
+    x, dt, B, C, grad_y, grad_x, A, D, dt_bias, initial, grad_final, grad_initial, states, boundaries, held, kept,
     of_B, of_C, of_dt, of_A, of_D, of_bias, length, segments, run_segments,
     SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr, SOFTPLUS: tl.constexpr,
     D_OF_CHANNELS: tl.constexpr,
@@ -208,7 +222,8 @@ def ssd_scan_bwd_kernel(
     of_state = (batch.to(tl.int64) * HEADS + head) * (SIZES[1] * STATE) + (channel[:, None] * STATE + n[None, :])
     there = wanted[:, None] & real[None, :]
     within = tl.arange(0, BLOCK_P)[:, None] * BLOCK_N + n[None, :]
-    kept += worker * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
+    held += worker * (SEGMENT * BLOCK_P * BLOCK_N)
+    kept += worker * (SEGMENT * 2 * BLOCK_T)
     share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * batches + batch
     to_b = (of_B + share * length * (SIZES[2] * STATE) + group * STATE, SIZES[2] * STATE)
     to_c = (of_C + share * length * (SIZES[2] * STATE) + group * STATE, SIZES[2] * STATE)
@@ -235,7 +250,7 @@ def ssd_scan_bwd_kernel(
             inside = first + tl.arange(0, BLOCK_T) < length
             _, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
             total, whole = chunk_decay(step, rate)
-            keep_chunk(kept, chunk, state, step, total, SEGMENT, BLOCKS)
+            keep_chunk(held, kept, chunk, state, step, total, SEGMENT, BLOCKS)
             values = tile_of(sequence_of(x, batch, head), first, inside, channel, wanted)
             b = tile_of(sequence_of(B, batch, group), first, inside, n, real)
             state = turned_state_after(values, step, total, whole, b, state, OPERANDS)
@@ -252,8 +267,9 @@ def ssd_scan_bwd_kernel(
                 token_rows(sequence_of(grad_x, batch, head), first, BLOCK_T),
                 token_rows(to_b, first, BLOCK_T),
                 token_rows(to_c, first, BLOCK_T),
-                (channel, channel, n, n, n, wanted, real),
-                *(inside, skip, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS, D_OF_CHANNELS),
+                None,
+                (channel, channel, channel, n, n, n, wanted, real),
+                *(inside, skip, held, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS, D_OF_CHANNELS),
             )
             raw, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
             sum_rate += of_decay * step

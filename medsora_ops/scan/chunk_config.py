@@ -19,7 +19,8 @@ class ChunkConfig:
     segment: chunks from one kept state to the next, on the way back. splits: runs of whole segments that a sequence is
     cut into, at most; 0 decides that from the sizes and the chip, 1 never cuts. Where work goes row by row, row_numbers
     are those of a tile and row_programs the most shares of which gradients of parameters are the sums; conv_tokens and
-    conv_channels are a tile's on the way back through the convolution.
+    conv_channels are a tile's on the way back through the convolution. registers: the most of a thread that takes a
+    chunk; None leaves it to the compiler, which may stop at half of them and spill.
     """
 
     tokens: int = 64
@@ -33,6 +34,7 @@ class ChunkConfig:
     row_programs: int = 256
     conv_tokens: int = 64
     conv_channels: int = 64
+    registers: int | None = None
 
     def blocks(self, head_dim: int, state: int) -> tuple[int, int, int]:
         return self.tokens, min(self.channels, block(head_dim)), block(state)
@@ -40,8 +42,15 @@ class ChunkConfig:
     def segments(self, length: int) -> int:
         return ceil_div(length, self.tokens * self.segment)
 
+    def kept(self, workers: int, blocks, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What each program keeps of a segment on the way back: states in like's type; steps and sums of decays."""
+        tokens, channels, state = blocks
+        states = like.new_empty(workers, self.segment * channels * state)
+        return states, like.new_empty(workers, self.segment * 2 * tokens, dtype=torch.float32)
+
     def options(self) -> dict:
-        return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
+        limit = {} if self.registers is None else dict(maxnreg=self.registers)  # not every backend knows the name
+        return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True, **limit)
 
     def row_options(self) -> dict:
         return dict(num_warps=self.row_warps, num_stages=1, enable_fp_fusion=True)
@@ -50,17 +59,20 @@ class ChunkConfig:
 FORWARD, BACKWARD = ChunkConfig(), ChunkConfig(tokens=32, row_warps=8)  # on the way back more tiles are alive at a time
 
 
-def fitting(config: ChunkConfig, dtype: torch.dtype, state: int) -> ChunkConfig:
-    """The config, cut smaller where its tiles would not fit shared memory: a float32 product takes three."""
-    if dtype == torch.float32:
+def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: str = "") -> ChunkConfig:
+    """FORWARD or BACKWARD, cut smaller where its tiles would not fit shared memory or registers. Measured nowhere.
+
+    architecture: as `launch.architecture` tells it.
+    """
+    if architecture.startswith("sm_8"):
+        # Products take all their operands in registers there. Loads ahead of time go to shared memory instead; and on
+        # the way back half as many channels, which costs B and C being read, and convolved, twice.
+        config = replace(config, num_stages=2) if config == FORWARD else replace(config, channels=32, conv_tokens=32)
+    if architecture.startswith("sm_10") and config == FORWARD:
+        config = replace(config, registers=255)
+    if dtype == torch.float32:  # a product takes three
         return replace(config, tokens=16, channels=32)
     return replace(config, channels=32) if state > 128 else config
-
-
-def kept_numbers(config: ChunkConfig, blocks) -> int:
-    """Numbers that a program keeps of a segment on the way back: states, steps and sums of decays."""
-    tokens, channels, state = blocks
-    return config.segment * (channels * state + 2 * tokens)
 
 
 def sum_rows(sources, outs, config: ChunkConfig) -> None:

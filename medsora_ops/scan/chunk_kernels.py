@@ -123,10 +123,15 @@ def chunk_decays(total):
 
 
 @triton.jit
-def chunk_output(x, step, total, b, c, state, OPERANDS: tl.constexpr):
+def chunk_weights(total, b, c, state, OPERANDS: tl.constexpr):
+    """What the rows of step * x are weighted by for y, [tokens, tokens], and what y has from the state before."""
+    weights = (matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total)).to(OPERANDS)
+    return weights, tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
+
+
+@triton.jit
+def chunk_output(x, step, weights, carried, OPERANDS: tl.constexpr):
     """y without D x: [tokens, channels]. The step scales rows of x: along columns of S a thread needs all of it."""
-    weights = matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total)
-    carried = tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
     return carried + matmul(weights, x.to(tl.float32) * step[:, None], OPERANDS)
 
 
@@ -212,11 +217,12 @@ def ssd_scan_fwd_kernel(
             store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
         _, step = sequence_steps(sequence_of(dt, batch, head), first, inside, bias, SOFTPLUS)
         total, whole = chunk_decay(step, rate)
-        values = tile_of(sequence_of(x, batch, head), first, inside, channel, wanted)
-        b = tile_of(sequence_of(B, batch, group), first, inside, n, real).to(OPERANDS)
         if (y is not None) or (grad_z is not None):
             c = tile_of(sequence_of(C, batch, group), first, inside, n, real).to(OPERANDS)
-            mixed = chunk_output(values, step, total, b, c, state, OPERANDS)
+            b = tile_of(sequence_of(B, batch, group), first, inside, n, real).to(OPERANDS)
+            weights, carried = chunk_weights(total, b, c, state, OPERANDS)
+            values = tile_of(sequence_of(x, batch, head), first, inside, channel, wanted)
+            mixed = chunk_output(values, step, weights, carried, OPERANDS)
             if D is not None:
                 skip = tl.load(D[0] + head * D[1] + channel * D[2], mask=wanted, other=0.0).to(tl.float32)
                 mixed += skip[None, :] * values.to(tl.float32)
@@ -232,6 +238,8 @@ def ssd_scan_fwd_kernel(
                 mixed *= gate * opened
             if y is not None:
                 store_tile(sequence_of(y, batch, head), first, inside, channel, wanted, mixed)
+        values = tile_of(sequence_of(x, batch, head), first, inside, channel, wanted)
+        b = tile_of(sequence_of(B, batch, group), first, inside, n, real).to(OPERANDS)
         state = state_after(values, step, total, whole, b, state, OPERANDS)
         if CUT == "ends":
             run_total += whole
@@ -296,9 +304,10 @@ def path_scan_chunk_fwd_kernel(
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
         if y is not None:
             c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
+            weights, carried = chunk_weights(total, b, c, state, OPERANDS)
         x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
         if y is not None:
-            mixed = chunk_output(x, step, total, b, c, state, OPERANDS) + skip * x
+            mixed = chunk_output(x, step, weights, carried, OPERANDS) + skip * x
             at, inside = row_starts(out, walk, 0)
             at = at[:, None] + column[None, :]
             tl.store(at, mixed.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])

@@ -1,14 +1,13 @@
-"""Launches of the kernels that walk chunk by chunk: `ssd_scan`, and `path_scan` along a path of long sequences.
+"""Launches of the kernels that walk chunk by chunk, for `ssd_scan`: one a call, back two or three.
 
-Launches a call: ssd_scan 1, back 2 or 3; path_scan 2, back 5. Sequences that are too few and long enough are cut into
-runs (runs.py): 2 more launches, back 4 more, or half of these for two runs. Scratch: see the host functions; and for a
-cut a state for each program of whole sequences and each place where two runs meet.
+Sequences that are too few and long enough are cut into runs (runs.py): 2 more launches, back 4 more, or half of these
+for two runs. Scratch: see the host functions; and for a cut a state for each program of whole sequences and each place
+where two runs meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from medsora_ops.scan.chunk_config import (
     ceil_div,
     contiguous,
     fitting,
-    kept_numbers,
     sum_rows,
     whole_rows,
 )
@@ -106,7 +104,7 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
             (programs, runs.count),
             *(_strided(t) for t in (x, dt, B, C, grad_mixed, grad_x)),
             *(A.contiguous(), _skip(D), contiguous(dt_bias), initial_states, grad_final, grad_initial),
-            *(states, runs.boundaries, scratch(workers, kept_numbers(config, blocks))),
+            *(states, runs.boundaries, *config.kept(workers, blocks, x)),
             *(*shares, of_dt, of_A, of_D, of_bias, length, segments, runs.segments),
             SIZES=sizes,
             BLOCKS=blocks,
@@ -153,232 +151,6 @@ def _ssd_forward(
         over_runs(runs.cut, runs.count, None, z, y, grad_y, grad_z, grad_mixed, final, states)
 
 
-def path_scan_chunked(
-    zxbcdt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    table: Tensor,
-    stride: int,
-    head_dim: int,
-    groups: int,
-    bidirectional: bool,
-    eps: float,
-    norm_group_size: int,
-    config: ChunkConfig | None = None,
-) -> Tensor:
-    """Arguments as the definition's in reference.py but for one path: its table of offsets and its stride.
-
-    Returns (B, T, E). Two launches without a cut. Scratch: what the scans give before their gate, (directions, B, T,
-    E).
-    """
-    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
-    settings = (head_dim, groups, bidirectional, eps, norm_group_size)
-    mixer = _Mixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
-    config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
-    out = mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width)
-    with on_device(out):
-        y = mixer.scan(config, mixer.runs(config))
-        tile, normed, _ = division = mixer.division(config)
-        launch(
-            _norm_kernels().path_scan_norm_fwd_kernel,
-            ceil_div(out.shape[0] * out.shape[1], tile) * (mixer.width // normed),
-            *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
-            *(out, eps, out.shape[0] * out.shape[1], out.shape[1]),
-            DIRECTIONS=mixer.directions,
-            WIDTH=mixer.width,
-            DIVISION=division,
-            **config.row_options(),
-        )
-    return out
-
-
-def path_scan_chunked_backward(
-    grad: Tensor,
-    grad_rows: Tensor,
-    zxbcdt: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    dt_bias: Tensor,
-    A: Tensor,
-    D: Tensor,
-    norm_weight: Tensor,
-    table: Tensor,
-    stride: int,
-    *settings,
-    accumulate: bool = False,
-    config: ChunkConfig | None = None,
-) -> list[Tensor]:
-    """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
-
-    grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
-    Five launches without a cut. Scratch, for each token and direction: y (E), and in float32 2 heads state for the
-    heads' shares of dB and dC; for each of the sequences * directions * heads programs length / (tokens * segment)
-    states, and a segment of states for each of its runs.
-    """
-    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
-    mixer = _Mixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
-    config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
-    grad, rows, directions = whole_rows(grad), mixer.rows, mixer.directions
-    (heads, head_dim, groups, state, taps), (videos, tokens, _) = mixer.sizes, rows.shape
-    blocks, segments = config.blocks(head_dim, state), config.segments(mixer.length)
-    parts, programs, runs = ceil_div(head_dim, blocks[1]), mixer.programs(blocks), mixer.runs(config)
-    workers = programs * runs.count
-    mixed, (tile, normed, _) = parameters[0].shape[0], mixer.division(config)
-
-    def scratch(*shape):
-        return rows.new_empty(shape, dtype=torch.float32)
-
-    states = scratch(programs, segments, *blocks[1:]) if segments > 1 else None
-    per_program = [scratch(workers // heads, heads) for _ in ("A", "D", "dt_bias")]
-    shares = scratch(heads // groups * parts, directions, videos, tokens, 2 * groups * state)
-    of_dt = scratch(parts, directions, videos, tokens, heads)
-    norm_workers = min(ceil_div(videos * tokens, tile), config.row_programs)
-    conv_tiles = videos * mixer.sequences * ceil_div(mixer.length, config.conv_tokens - taps + 1)
-    conv_workers = min(conv_tiles, config.row_programs)
-    of_norm, of_weight = scratch(norm_workers, mixer.width), scratch(conv_workers, mixed, taps)
-    of_conv_bias = None if conv_bias is None else scratch(conv_workers, mixed)
-    place = (mixer.table, mixer.length, mixer.sequences, mixer.stride)
-    with on_device(rows):
-        y = mixer.scan(config, runs, states)
-        launch(
-            _norm_kernels().path_scan_norm_bwd_kernel,
-            norm_workers * (mixer.width // normed),
-            *(y, rows, *rows.stride()[:2], parameters[-1], grad, *grad.stride()[:2]),
-            *(grad_rows, *grad_rows.stride()[:2], of_norm, mixer.eps, videos * tokens, tokens, norm_workers),
-            DIRECTIONS=directions,
-            WIDTH=mixer.width,
-            DIVISION=mixer.division(config),
-            ACCUMULATE=accumulate,
-            **config.row_options(),
-        )
-        if runs.cut:
-            launch(
-                _run_kernels().path_scan_run_bwd_kernel,
-                (programs, runs.count - 1),
-                *(rows, *rows.stride()[:2], *parameters[:4], y, videos * tokens, runs.boundaries, runs.decays),
-                *(*place, runs.segments),
-                DIRECTIONS=directions,
-                SIZES=mixer.sizes,
-                BLOCKS=blocks,
-                SEGMENT=config.segment,
-                **config.options(),
-            )
-            runs.chain(config)
-        launch(
-            _path_backward_kernels().path_scan_chunk_bwd_kernel,
-            (programs, runs.count),
-            *(rows, *rows.stride()[:2], *parameters[:5], y, videos * tokens, states, runs.boundaries),
-            *(scratch(workers, kept_numbers(config, blocks)), rows.new_empty(workers, _stashed(blocks))),
-            *(shares, of_dt, *per_program, *place, segments, runs.segments),
-            DIRECTIONS=directions,
-            SIZES=mixer.sizes,
-            BLOCKS=blocks,
-            SEGMENT=config.segment,
-            CUT=runs.cut,
-            **config.options(),
-        )
-        launch(
-            _path_backward_kernels().path_scan_conv_bwd_kernel,
-            conv_workers * (ceil_div(mixed, config.conv_channels) + ceil_div(heads, config.conv_channels)),
-            *(rows, *rows.stride()[:2], *parameters[:2], y, videos * tokens, shares, of_dt),
-            *(grad_rows, *grad_rows.stride()[:2], of_weight, of_conv_bias, *place, videos, conv_workers),
-            DIRECTIONS=directions,
-            SIZES=mixer.sizes,
-            PARTS=parts,
-            BLOCK_T=config.conv_tokens,
-            BLOCK_C=config.conv_channels,
-            ACCUMULATE=accumulate,
-            **config.row_options(),
-        )
-        of_A, of_D, of_bias = per_program
-        found = [None if p is None else scratch(*p.shape) for p in parameters]
-        sum_rows([of_weight, of_conv_bias, of_bias, of_A, of_D, of_norm], found, config)
-    return [p for p in found if p is not None]
-
-
-def _stashed(blocks) -> int:
-    """Numbers of a chunk's x, B and C."""
-    tokens, channels, state = blocks
-    return tokens * (channels + 2 * state)
-
-
-@dataclass(frozen=True)
-class _Mixer:
-    """One call of `path_scan` along one path: its tensors and sizes."""
-
-    rows: Tensor
-    parameters: tuple[Tensor | None, ...]
-    table: Tensor
-    stride: int
-    sizes: tuple[int, ...]  # heads, head_dim, groups, state, taps
-    directions: int
-    eps: float
-    norm_group_size: int
-
-    @classmethod
-    def of(cls, rows, parameters, table, stride, head_dim, groups, bidirectional, eps, norm_group_size) -> _Mixer:
-        mixed, taps = parameters[0].shape
-        state = (mixed - parameters[-1].shape[0]) // (2 * groups)
-        sizes = (parameters[2].shape[0], head_dim, groups, state, taps)
-        return cls(rows, parameters, table, stride, sizes, 2 if bidirectional else 1, eps, norm_group_size)
-
-    @property
-    def width(self) -> int:
-        return self.parameters[-1].shape[0]
-
-    @property
-    def length(self) -> int:
-        return self.table.shape[0]
-
-    @property
-    def sequences(self) -> int:
-        """Of one video."""
-        return self.rows.shape[1] // self.length
-
-    def programs(self, blocks) -> int:
-        heads, head_dim, *_ = self.sizes
-        return self.rows.shape[0] * self.sequences * self.directions * heads * ceil_div(head_dim, blocks[1])
-
-    def division(self, config) -> tuple[int, int, int]:
-        """DIVISION of the kernels that go row by row."""
-        block = 1 << (self.norm_group_size - 1).bit_length()
-        return max(1, config.row_numbers // block), self.norm_group_size, block
-
-    def runs(self, config: ChunkConfig) -> Runs:
-        blocks = config.blocks(self.sizes[1], self.sizes[3])
-        return Runs.of(config, blocks, self.programs(blocks), self.length, self.rows)
-
-    def scan(self, config: ChunkConfig, runs: Runs, states: Tensor | None = None) -> Tensor:
-        """What the scans give before their gate: (directions, B, T, E)."""
-        kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
-        y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
-        if runs.cut:
-            self._over_runs(config, runs, "ends", runs.count - 1, runs.decays, None, None)
-            runs.chain(config)
-        self._over_runs(config, runs, runs.cut, runs.count, None, y, states)
-        return y
-
-    def _over_runs(self, config: ChunkConfig, runs: Runs, cut: str | None, count: int, decays, y, states) -> None:
-        blocks = config.blocks(self.sizes[1], self.sizes[3])
-        launch(
-            _forward_kernels().path_scan_chunk_fwd_kernel,
-            (self.programs(blocks), count),
-            *(self.rows, *self.rows.stride()[:2], *self.parameters[:5], y, self.rows.shape[0] * self.rows.shape[1]),
-            *(states, runs.boundaries, decays, self.table, self.length, self.sequences, self.stride),
-            *(1 if states is None else states.shape[1], runs.segments),
-            DIRECTIONS=self.directions,
-            SIZES=self.sizes,
-            BLOCKS=blocks,
-            SEGMENT=config.segment,
-            CUT=cut,
-            **config.options(),
-        )
-
-
 def _sequences(x, dt, B, C, z, initial_states):
     """What lies along the sequences, as the kernels read it."""
     return whole_rows(x), dt, *(whole_rows(t) for t in (B, C, z)), contiguous(initial_states)
@@ -408,12 +180,6 @@ def _forward_kernels():
     return chunk_kernels
 
 
-def _norm_kernels():
-    from medsora_ops.scan import norm_kernels
-
-    return norm_kernels
-
-
 def _backward_kernels():
     from medsora_ops.scan import chunk_backward_kernels
 
@@ -424,9 +190,3 @@ def _run_kernels():
     from medsora_ops.scan import run_kernels
 
     return run_kernels
-
-
-def _path_backward_kernels():
-    from medsora_ops.scan import path_backward_kernels
-
-    return path_backward_kernels

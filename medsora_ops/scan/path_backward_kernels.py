@@ -26,15 +26,16 @@ from medsora_ops.triton_math import sigmoid, silu_slope
 @triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
 def path_scan_chunk_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
-    states, boundaries, kept, stash, of_BC, of_dt, of_A, of_D, of_bias, table, length, sequences, stride, segments,
-    run_segments,
+    states, boundaries, held, kept, stash, of_BC, of_dt, of_A, of_D, of_bias,
+    table, length, sequences, stride, segments, run_segments,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
 ):  # fmt: skip
     """Programs as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts, runs, heads)
     float32. boundaries: as in ssd_scan_bwd_kernel.
 
-    stash: (programs, tokens * (channels + 2 state)) in the rows' type. What a chunk's x, B and C are after convolution
-    and SiLU lies there, so that each product finds it in memory; otherwise each would compute it again.
+    stash: (programs, tokens * 2 (channels + state)) in the rows' type. What a chunk's x, B and C are after convolution
+    and SiLU, and the gradient of its y, lie there, so that each product finds them in memory, by addresses that take
+    up few registers; otherwise each would compute them again.
     """
     BLOCK_T: tl.constexpr = BLOCKS[0]
     BLOCK_P: tl.constexpr = BLOCKS[1]
@@ -59,7 +60,6 @@ def path_scan_chunk_bwd_kernel(
         behind = tl.minimum(first_segment + run_segments, segments)
     n = tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
-    token = tl.arange(0, BLOCK_T)
     real = n < SIZES[3]
     rate = tl.load(A + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32)
@@ -67,11 +67,9 @@ def path_scan_chunk_bwd_kernel(
     of_x = head * SIZES[1] + channel
     of_b = WIDTH + group * SIZES[3] + n
     dt_column = 2 * WIDTH + 2 * STATES + head
-    kept += worker * (SEGMENT * (BLOCK_P * BLOCK_N + 2 * BLOCK_T))
-    stash += worker * (BLOCK_T * (BLOCK_P + 2 * BLOCK_N))
-    x_stash = stash + token * BLOCK_P
-    b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
-    c_stash = b_stash + BLOCK_T * BLOCK_N
+    held += worker * (SEGMENT * BLOCK_P * BLOCK_N)
+    kept += worker * (SEGMENT * 2 * BLOCK_T)
+    stash += worker * (BLOCK_T * (2 * BLOCK_P + 2 * BLOCK_N))
     plane = direction.to(tl.int64) * positions
     share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * DIRECTIONS * positions + plane
     mixed = (y + plane * WIDTH, tokens * WIDTH, WIDTH)
@@ -96,7 +94,7 @@ def path_scan_chunk_bwd_kernel(
             walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
             _, step = walk_steps(given, walk, bias, dt_column)
             total, whole = chunk_decay(step, rate)
-            keep_chunk(kept, chunk, state, step, total, SEGMENT, BLOCKS)
+            keep_chunk(held, kept, chunk, state, step, total, SEGMENT, BLOCKS)
             values = activated(given, walk, filters, of_x, wanted, WIDTH, TAPS)
             b = activated(given, walk, filters, of_b, real, WIDTH, TAPS)
             state = turned_state_after(values.to(OPERANDS), step, total, whole, b, state, OPERANDS)
@@ -105,19 +103,25 @@ def path_scan_chunk_bwd_kernel(
             chunk = chunks - 1 - later
             first = start + chunk * BLOCK_T
             walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
+            token = tl.arange(0, BLOCK_T)
+            x_stash = stash + token * BLOCK_P
+            b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
+            c_stash = b_stash + BLOCK_T * BLOCK_N
             values = activated(given, walk, filters, of_x, wanted, WIDTH, TAPS)
             tl.store(x_stash[:, None] + p[None, :], values.to(OPERANDS))
             b = activated(given, walk, filters, of_b, real, WIDTH, TAPS)
             tl.store(b_stash[:, None] + n[None, :], b.to(OPERANDS))
             c = activated(given, walk, filters, of_b + STATES, real, WIDTH, TAPS)
             tl.store(c_stash[:, None] + n[None, :], c.to(OPERANDS))
-            tl.debug_barrier()
             at, inside = row_starts(mixed, walk, 0)
-            to_shares, _ = row_starts(shares, walk, 0)
+            dy = tl.load(at[:, None] + of_x[None, :], mask=inside[:, None] & wanted[None, :], other=0.0)
+            y_stash = stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
+            tl.store(y_stash[:, None] + p[None, :], dy.to(OPERANDS))
+            tl.debug_barrier()
             after, of_step, of_decay, of_skip = chunk_back(
-                *(x_stash, b_stash, c_stash, at, at, to_shares, to_shares),
-                (p, of_x, n, of_b - WIDTH, of_b - WIDTH + STATES, wanted, real),
-                *(inside, skip, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS, False),
+                *(x_stash, b_stash, c_stash, y_stash, mixed, shares, shares, walk),
+                (p, p, of_x, n, of_b - WIDTH, of_b - WIDTH + STATES, wanted, real),
+                *(inside, skip, held, kept, chunk, after, OPERANDS, SEGMENT, BLOCKS, False),
             )
             raw, step = walk_steps(given, walk, bias, dt_column)
             sum_rate += of_decay * step

@@ -13,8 +13,8 @@ from torch import Tensor
 from medsora_ops import launch
 from medsora_ops.backends import register
 from medsora_ops.configs import choose
-from medsora_ops.scan import chunk_launch, tile_launch
-from medsora_ops.scan.chunk_config import ChunkConfig, fitting
+from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
+from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig, fitting
 from medsora_ops.scan.tile_launch import LONGEST_TILE, Mixer, TileConfig
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,8 +35,10 @@ def path_scan(zxbcdt: Tensor, *arguments) -> list[Tensor]:
         for i, out in zip(short, tile_launch.forward(rows, parameters, tables, steps, mixer, config), strict=True):
             outputs[i] = out
     for i in long:
-        config = _long_config("path_scan_chunk_fwd", chunk_launch.FORWARD, rows, offsets[i], parameters, settings)
-        outputs[i] = chunk_launch.path_scan_chunked(rows, *parameters, offsets[i], strides[i], *settings, config=config)
+        config = _long_config("path_scan_chunk_fwd", FORWARD, rows, offsets[i], parameters, settings)
+        outputs[i] = chunk_path_launch.path_scan_chunked(
+            rows, *parameters, offsets[i], strides[i], *settings, config=config
+        )
     return outputs
 
 
@@ -55,9 +57,9 @@ def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> l
         of_paths = [grads[i] for i in short]
         totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config)
     for i in long:
-        config = _long_config("path_scan_chunk_bwd", chunk_launch.BACKWARD, rows, offsets[i], parameters, settings)
+        config = _long_config("path_scan_chunk_bwd", BACKWARD, rows, offsets[i], parameters, settings)
         along = offsets[i], strides[i], *settings
-        found = chunk_launch.path_scan_chunked_backward(
+        found = chunk_path_launch.path_scan_chunked_backward(
             grads[i], grad_rows, rows, *parameters, *along, accumulate=totals is not None, config=config
         )
         totals = found if totals is None else [a + b for a, b in zip(totals, found, strict=True)]
@@ -77,7 +79,11 @@ def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer
 def _long_config(kernel: str, default: ChunkConfig, rows: Tensor, table: Tensor, parameters, settings) -> ChunkConfig:
     head_dim, groups, *_ = settings
     state = _state(parameters[0], parameters[5], groups)
-    return choose(kernel, fitting(default, rows.dtype, state), rows, table.shape[0], head_dim, state)
+    return choose(kernel, _default(default, rows, state), rows, table.shape[0], head_dim, state)
+
+
+def _default(config: ChunkConfig, x: Tensor, state: int) -> ChunkConfig:
+    return fitting(config, x.dtype, state, launch.architecture(x.device))
 
 
 def _state(conv_weight: Tensor, norm_weight: Tensor, groups: int) -> int:
@@ -86,14 +92,14 @@ def _state(conv_weight: Tensor, norm_weight: Tensor, groups: int) -> int:
 
 def ssd_scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py."""
-    default = fitting(chunk_launch.FORWARD, x.dtype, B.shape[3])
+    default = _default(FORWARD, x, B.shape[3])
     config = choose("ssd_scan_fwd", default, x, x.shape[1], x.shape[3], B.shape[3])
     return chunk_launch.ssd_scan(x, dt, A, B, *others, config=config)
 
 
 def ssd_scan_backward(grads: Sequence[Tensor], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, *others) -> list[Tensor]:
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
-    default = fitting(chunk_launch.BACKWARD, x.dtype, B.shape[3])
+    default = _default(BACKWARD, x, B.shape[3])
     config = choose("ssd_scan_bwd", default, x, x.shape[1], x.shape[3], B.shape[3])
     return chunk_launch.ssd_scan_backward(grads, x, dt, A, B, *others, config=config)
 

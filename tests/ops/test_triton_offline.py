@@ -26,7 +26,25 @@ def test_every_kernel_of_the_scans_compiles_and_fits(hopper):
     assert {"path_scan_tile_fwd_kernel", "path_scan_tile_bwd_kernel", "ssd_scan_fwd_kernel", "ssd_scan_bwd_kernel",
             "path_scan_chunk_fwd_kernel", "path_scan_chunk_bwd_kernel"} <= hopper.keys()  # fmt: skip
     for row in hopper.values():
-        assert not row["wrong"] and row["shared"] <= offline.SHARED_MEMORY["cuda:90"]
+        assert not row["wrong"] and row["stack"] == 0 and row["shared"] <= offline.SHARED_MEMORY["cuda:90"]
+
+
+def test_kernels_of_sequences_cut_into_runs_are_compiled_too(hopper):
+    assert {"scan_chain_runs_kernel", "path_scan_run_bwd_kernel", "ssd_scan_run_bwd_kernel"} <= hopper.keys()
+    cuts = [one.options.get("CUT", "") for one in offline.compile_scans("cuda:90", torch.bfloat16, 64, 128)]
+    assert {None, "ends", "starts"} <= set(cuts)
+
+
+def test_a_stack_is_an_error_in_a_default_configuration_alone(monkeypatch):
+    compiled = offline.compile_reorders("cuda:90", torch.bfloat16)
+    monkeypatch.setattr(offline, "resources", lambda one: offline.Resources(255, 16, 0, 1024, 8))
+
+    def wrong(target="cuda:90", dtype=torch.bfloat16, head_dim=64, state=128):
+        return [row["wrong"] for row in offline._rows(compiled, target, dtype, head_dim=head_dim, state=state)]
+
+    assert wrong() == wrong(dtype=torch.float16) == [["uses 16 bytes of stack"]] * len(compiled)
+    for other in (dict(dtype=torch.float32), dict(head_dim=128), dict(state=64), dict(target="cuda:120")):
+        assert not any(wrong(**other)), other
 
 
 def test_kernels_of_the_other_operators_compile_and_fit():
@@ -61,6 +79,14 @@ def test_few_launches():
         assert len(compiled) == 1 + 3
         describe((ScanPath.raster((8, 16, 16)),), *settings)
         assert len(compiled) == 1 + 3 + 2 + 5
+
+
+def test_few_sequences_on_a_large_chip_are_cut():
+    """Two launches more forward; back two more for the states and two for their gradients."""
+    settings = (1024, 64, 128, 1, 4, True, None, True, torch.bfloat16, torch.float32, True)
+    with offline.compiling_for("cuda:90", processors=132) as compiled:
+        describe((ScanPath.raster((8, 16, 16)),), *settings)
+    assert len(compiled) == 2 + 2 + 5 + 4
 
 
 def test_two_targets_are_two_compilations(hopper):

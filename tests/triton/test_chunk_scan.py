@@ -10,8 +10,9 @@ from sampling import sampled
 from scan_case import ALLOWED, Case, compare
 
 from medsora_ops.scan import reference
-from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig
-from medsora_ops.scan.chunk_launch import path_scan_chunked, path_scan_chunked_backward, ssd_scan, ssd_scan_backward
+from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig, fitting
+from medsora_ops.scan.chunk_launch import ssd_scan, ssd_scan_backward
+from medsora_ops.scan.chunk_path_launch import path_scan_chunked, path_scan_chunked_backward
 from medsora_ops.scan.runs import segments_of_a_run
 
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
@@ -149,6 +150,17 @@ def test_ssd_every_way_of_cutting(device, config):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_ssd_without_a_config(device, dtype):
     check_ssd(*ssd_case(50, head_dim=40, state=144, dtype=dtype), device, None, None)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_100"])
+def test_defaults_of_an_architecture(device, architecture):
+    """Others have the defaults without one, which most tests take."""
+    half = torch.float16
+    configs = [fitting(config, half, 20, architecture) for config in (FORWARD, BACKWARD)]
+    assert configs != [FORWARD, BACKWARD]
+    check_ssd(*ssd_case(70, head_dim=40, state=20, dtype=half, heads=1), device, *configs)
+    case = Case(kinds=("raster",), grid=(1, 1, 70), heads=1, head_dim=40, state=20, dtype=half)
+    check_path(case, device, None, None, *configs)
 
 
 def strided(tensor):

@@ -9,7 +9,7 @@ from scan_case import Case, check
 
 from medsora_ops import configs, path_scan, ssd_scan, use_backend
 from medsora_ops.launch import architecture
-from medsora_ops.scan import chunk_launch, tile_launch
+from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
 from medsora_ops.scan.chunk_config import FORWARD, fitting
 from medsora_ops.scan.tile_launch import TileConfig
 
@@ -62,11 +62,9 @@ def test_the_shipped_table_is_sound():
 def test_large_tiles_are_cut_smaller_for_long_sequences(device, dtype, state, monkeypatch):
     """By default, where a chunk of full size would not fit the shared memory of every chip."""
     taken = []
-    for name in ("ssd_scan", "path_scan_chunked"):
-        run = getattr(chunk_launch, name)
-        monkeypatch.setattr(
-            chunk_launch, name, lambda *a, run=run, config: taken.append(config) or run(*a, config=config)
-        )
+    for module, name in ((chunk_launch, "ssd_scan"), (chunk_path_launch, "path_scan_chunked")):
+        run = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, run=run, config: taken.append(config) or run(*a, config=config))
     case = Case(kinds=("raster",), grid=(1, 1, 65), heads=1, state=state, dtype=dtype)
     tensors, _ = case.tensors(device)
     x, steps, groups = torch.ones(1, 3, 1, 16), torch.ones(1, 3, 1), torch.ones(1, 3, 1, state)

@@ -1,0 +1,301 @@
+"""Launches of the kernels that walk chunk by chunk, for `path_scan` along a path of long sequences: two, back five.
+
+Of the five back, each but the last needs all of the one before: the scans again, the way back through norm and gate,
+through the scans, through the convolution, and the sums of the gradients of parameters. Cut into runs: as in
+chunk_launch.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from medsora_ops.launch import launch, on_device
+from medsora_ops.scan.chunk_config import (
+    BACKWARD,
+    FORWARD,
+    ChunkConfig,
+    ceil_div,
+    contiguous,
+    fitting,
+    sum_rows,
+    whole_rows,
+)
+from medsora_ops.scan.runs import Runs
+
+
+def path_scan_chunked(
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    table: Tensor,
+    stride: int,
+    head_dim: int,
+    groups: int,
+    bidirectional: bool,
+    eps: float,
+    norm_group_size: int,
+    config: ChunkConfig | None = None,
+) -> Tensor:
+    """Arguments as the definition's in reference.py but for one path: its table of offsets and its stride.
+
+    Returns (B, T, E). Two launches without a cut. Scratch: what the scans give before their gate, (directions, B, T,
+    E).
+    """
+    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
+    settings = (head_dim, groups, bidirectional, eps, norm_group_size)
+    mixer = PathMixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
+    config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
+    out = mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width)
+    with on_device(out):
+        y = mixer.scan(config, mixer.runs(config))
+        tile, normed, _ = division = mixer.division(config)
+        launch(
+            _norm_kernels().path_scan_norm_fwd_kernel,
+            ceil_div(out.shape[0] * out.shape[1], tile) * (mixer.width // normed),
+            *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
+            *(out, eps, out.shape[0] * out.shape[1], out.shape[1]),
+            DIRECTIONS=mixer.directions,
+            WIDTH=mixer.width,
+            DIVISION=division,
+            **config.row_options(),
+        )
+    return out
+
+
+def path_scan_chunked_backward(
+    grad: Tensor,
+    grad_rows: Tensor,
+    zxbcdt: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    norm_weight: Tensor,
+    table: Tensor,
+    stride: int,
+    *settings,
+    accumulate: bool = False,
+    config: ChunkConfig | None = None,
+) -> list[Tensor]:
+    """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
+
+    grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
+    Five launches without a cut. Scratch, for each token and direction: y (E), and in float32 2 heads state for the
+    heads' shares of dB and dC; for each of the sequences * directions * heads programs length / (tokens * segment)
+    states, and a segment of states, in the type of the rows, for each of its runs.
+    """
+    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
+    mixer = PathMixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
+    config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
+    runs, segments = mixer.runs(config), config.segments(mixer.length)
+    with on_device(mixer.rows):
+        states = mixer.scratch(mixer.programs(config), segments, *mixer.blocks(config)[1:]) if segments > 1 else None
+        y = mixer.scan(config, runs, states)
+        of_norm = _through_norm(mixer, config, y, whole_rows(grad), grad_rows, accumulate)
+        shares, of_dt, *of_heads = _through_scan(mixer, config, runs, y, states)
+        of_filters = _through_convolution(mixer, config, y, shares, of_dt, grad_rows, accumulate)
+        found = [None if p is None else mixer.scratch(*p.shape) for p in parameters]
+        sum_rows([*of_filters, *of_heads, of_norm], found, config)
+    return [p for p in found if p is not None]
+
+
+def _through_norm(mixer: PathMixer, config: ChunkConfig, y, grad, grad_rows, accumulate: bool) -> Tensor:
+    """y becomes its gradient, z of grad_rows is written. Returns each program's share of that of norm_weight."""
+    tile, normed, _ = division = mixer.division(config)
+    workers = min(ceil_div(mixer.positions, tile), config.row_programs)
+    of_norm = mixer.scratch(workers, mixer.width)
+    launch(
+        _norm_kernels().path_scan_norm_bwd_kernel,
+        workers * (mixer.width // normed),
+        *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1], grad, *grad.stride()[:2]),
+        *(grad_rows, *grad_rows.stride()[:2], of_norm, mixer.eps, mixer.positions, mixer.rows.shape[1], workers),
+        DIRECTIONS=mixer.directions,
+        WIDTH=mixer.width,
+        DIVISION=division,
+        ACCUMULATE=accumulate,
+        **config.row_options(),
+    )
+    return of_norm
+
+
+def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, states) -> list[Tensor]:
+    """y becomes the gradient of x. Returns shares of those of B and C, of dt, dt_bias, A and D."""
+    (heads, head_dim, groups, state, _), blocks, programs = mixer.sizes, mixer.blocks(config), mixer.programs(config)
+    parts, workers = ceil_div(head_dim, blocks[1]), programs * runs.count
+    planes = (mixer.directions, *mixer.rows.shape[:2])
+    shares = mixer.scratch(heads // groups * parts, *planes, 2 * groups * state)
+    of_dt = mixer.scratch(parts, *planes, heads)
+    of_bias, of_A, of_D = (mixer.scratch(workers // heads, heads) for _ in range(3))
+    if runs.cut:
+        launch(
+            _run_kernels().path_scan_run_bwd_kernel,
+            (programs, runs.count - 1),
+            *(*mixer.given(4), y, mixer.positions, runs.boundaries, runs.decays, *mixer.place, runs.segments),
+            **mixer.constants(config),
+        )
+        runs.chain(config)
+    launch(
+        _path_backward_kernels().path_scan_chunk_bwd_kernel,
+        (programs, runs.count),
+        *(*mixer.given(5), y, mixer.positions, states, runs.boundaries, *config.kept(workers, blocks, mixer.rows)),
+        *(mixer.rows.new_empty(workers, _stashed(blocks)), shares, of_dt, of_A, of_D, of_bias),
+        *(*mixer.place, config.segments(mixer.length), runs.segments),
+        CUT=runs.cut,
+        **mixer.constants(config),
+    )
+    return [shares, of_dt, of_bias, of_A, of_D]
+
+
+def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, shares, of_dt, grad_rows, accumulate: bool):
+    """x, B, C and dt of grad_rows are written. Returns each program's share of the gradients of weights and biases."""
+    mixed, taps = mixer.parameters[0].shape
+    heads, head_dim, *_ = mixer.sizes
+    videos = mixer.rows.shape[0]
+    tiles = videos * mixer.sequences * ceil_div(mixer.length, config.conv_tokens - taps + 1)
+    workers = min(tiles, config.row_programs)
+    of_weight = mixer.scratch(workers, mixed, taps)
+    of_bias = None if mixer.parameters[1] is None else mixer.scratch(workers, mixed)
+    launch(
+        _path_backward_kernels().path_scan_conv_bwd_kernel,
+        workers * (ceil_div(mixed, config.conv_channels) + ceil_div(heads, config.conv_channels)),
+        *(*mixer.given(2), y, mixer.positions, shares, of_dt),
+        *(grad_rows, *grad_rows.stride()[:2], of_weight, of_bias, *mixer.place, videos, workers),
+        DIRECTIONS=mixer.directions,
+        SIZES=mixer.sizes,
+        PARTS=ceil_div(head_dim, mixer.blocks(config)[1]),
+        BLOCK_T=config.conv_tokens,
+        BLOCK_C=config.conv_channels,
+        ACCUMULATE=accumulate,
+        **config.row_options(),
+    )
+    return of_weight, of_bias
+
+
+def _stashed(blocks) -> int:
+    """Numbers of a chunk's x, B and C, and of the gradient of its y."""
+    tokens, channels, state = blocks
+    return tokens * 2 * (channels + state)
+
+
+@dataclass(frozen=True)
+class PathMixer:
+    """One call of `path_scan` along one path: its tensors and sizes."""
+
+    rows: Tensor
+    parameters: tuple[Tensor | None, ...]
+    table: Tensor
+    stride: int
+    sizes: tuple[int, ...]  # heads, head_dim, groups, state, taps
+    directions: int
+    eps: float
+    norm_group_size: int
+
+    @classmethod
+    def of(cls, rows, parameters, table, stride, head_dim, groups, bidirectional, eps, norm_group_size) -> PathMixer:
+        mixed, taps = parameters[0].shape
+        state = (mixed - parameters[-1].shape[0]) // (2 * groups)
+        sizes = (parameters[2].shape[0], head_dim, groups, state, taps)
+        return cls(rows, parameters, table, stride, sizes, 2 if bidirectional else 1, eps, norm_group_size)
+
+    @property
+    def width(self) -> int:
+        return self.parameters[-1].shape[0]
+
+    @property
+    def length(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def sequences(self) -> int:
+        """Of one video."""
+        return self.rows.shape[1] // self.length
+
+    @property
+    def positions(self) -> int:
+        """Tokens of all videos."""
+        return self.rows.shape[0] * self.rows.shape[1]
+
+    @property
+    def place(self) -> tuple[Tensor, int, int, int]:
+        """Where the path goes, as the kernels take it."""
+        return self.table, self.length, self.sequences, self.stride
+
+    def given(self, parameters: int) -> tuple:
+        """The rows and the first of the parameters, as the kernels take them."""
+        return self.rows, *self.rows.stride()[:2], *self.parameters[:parameters]
+
+    def scratch(self, *shape) -> Tensor:
+        return self.rows.new_empty(shape, dtype=torch.float32)
+
+    def blocks(self, config: ChunkConfig) -> tuple[int, int, int]:
+        return config.blocks(self.sizes[1], self.sizes[3])
+
+    def programs(self, config: ChunkConfig) -> int:
+        heads, head_dim, *_ = self.sizes
+        parts = ceil_div(head_dim, self.blocks(config)[1])
+        return self.rows.shape[0] * self.sequences * self.directions * heads * parts
+
+    def constants(self, config: ChunkConfig) -> dict:
+        """What the kernels that take a chunk are specialised by."""
+        cut = dict(DIRECTIONS=self.directions, SIZES=self.sizes, BLOCKS=self.blocks(config), SEGMENT=config.segment)
+        return {**cut, **config.options()}
+
+    def division(self, config) -> tuple[int, int, int]:
+        """DIVISION of the kernels that go row by row."""
+        block = 1 << (self.norm_group_size - 1).bit_length()
+        return max(1, config.row_numbers // block), self.norm_group_size, block
+
+    def runs(self, config: ChunkConfig) -> Runs:
+        return Runs.of(config, self.blocks(config), self.programs(config), self.length, self.rows)
+
+    def scan(self, config: ChunkConfig, runs: Runs, states: Tensor | None = None) -> Tensor:
+        """What the scans give before their gate: (directions, B, T, E)."""
+        kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
+        y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
+        if runs.cut:
+            self._over_runs(config, runs, "ends", runs.count - 1, runs.decays, None, None)
+            runs.chain(config)
+        self._over_runs(config, runs, runs.cut, runs.count, None, y, states)
+        return y
+
+    def _over_runs(self, config: ChunkConfig, runs: Runs, cut: str | None, count: int, decays, y, states) -> None:
+        launch(
+            _forward_kernels().path_scan_chunk_fwd_kernel,
+            (self.programs(config), count),
+            *(*self.given(5), y, self.positions, states, runs.boundaries, decays, *self.place),
+            *(1 if states is None else states.shape[1], runs.segments),
+            CUT=cut,
+            **self.constants(config),
+        )
+
+
+def _forward_kernels():
+    from medsora_ops.scan import chunk_kernels
+
+    return chunk_kernels
+
+
+def _norm_kernels():
+    from medsora_ops.scan import norm_kernels
+
+    return norm_kernels
+
+
+def _run_kernels():
+    from medsora_ops.scan import run_kernels
+
+    return run_kernels
+
+
+def _path_backward_kernels():
+    from medsora_ops.scan import path_backward_kernels
+
+    return path_backward_kernels
