@@ -114,8 +114,10 @@ def _videos(target: Path, settings: EvaluateSettings, output: Path, device: str,
     if (target / "model_index.json").is_file() or (target / "settings.json").is_file():
         from medsora.saved_model import load_pipeline, model_hashes
 
-        hashes = model_hashes(target)
-        pipeline = load_pipeline(target, device)
+        try:
+            hashes, pipeline = model_hashes(target), load_pipeline(target, device)
+        except UserError as error:
+            raise UserError(str(error).removeprefix("--model: ")) from error
         return pipeline, RunVideos(target, hashes, pipeline, settings, output, processes)
     return None, FolderVideos(target, settings.num_videos, settings.stride, settings.num_frames, output)
 

@@ -54,6 +54,8 @@ def _prepare(options) -> int:
 
 def _prepare_share(options, processes) -> int:
     """What this of several processes does: the first one all but the encoding, of which each does its share."""
+    if options.reconstruction_clips < 0:
+        raise UserError(f"--reconstruction_clips: got {options.reconstruction_clips}, wants 0 or more")
     settings = PrepareSettings(**{name: options[name] for name in PrepareSettings.__dataclass_fields__})
     from medsora.data import prepare_frames
 

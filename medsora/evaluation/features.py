@@ -16,6 +16,7 @@ from medsora.metrics import MotionFeatures
 from medsora.pretrained import locate
 
 I3D_SIDE, I3D_SHORTEST = 224, 9
+AT_ONCE = 32  # frames that Inception sees together
 
 
 class Motion:
@@ -128,7 +129,12 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, clips: np.ndarray) -> dict[str, np.ndarray]:
-        features, scores = self.network(resized(clips, self.side, self.device).flatten(0, 1) * 2 - 1)
+        pictures = clips.reshape(-1, 1, *clips.shape[2:])
+        made = [
+            self.network(resized(pictures[start : start + AT_ONCE], self.side, self.device)[:, 0] * 2 - 1)
+            for start in range(0, len(pictures), AT_ONCE)
+        ]
+        features, scores = (torch.cat(parts) for parts in zip(*made, strict=True))
         probabilities = torch.softmax(scores.double(), dim=1)
         return {"features": features.double().cpu().numpy(), "probabilities": probabilities.cpu().numpy()}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from medsora.evaluation.reference import Reference, Window
 from medsora.metrics import NearestWindows
-from medsora.metrics.nearest import Match
+from medsora.metrics.nearest import SIDE, Match
 
 PAGE = 1280  # pixels across a picture
 SHOWN = 4  # pairs in the picture, the nearest first
@@ -29,8 +29,8 @@ def nearest_recordings(
 
     samples: uint8 (N, T, size, size, 3). windows: recorded ones to compare the distances with; each looks for its
     nearest among those of other times. passed: called with 1 for each recording compared with.
-    Returns "samples" ([{"distance", "clip", "source", "start", "flip"}], distances in grey levels of 255, root mean
-    square), "recorded" (distances of recorded windows; those that have no other are left out), and, where there are
+    Returns "side" (16), "samples" ([{"distance", "clip", "source", "start", "flip"}], distances in grey levels of 255,
+    root mean square), "recorded" (distances of recorded windows; those that have no other are left out), and, where there are
     some, "threshold" (their 5 per cent quantile) and "nearer" (how many samples lie below it).
     """
     frames = samples.shape[1]
@@ -43,7 +43,7 @@ def nearest_recordings(
         of_recorded.scan(name, clip)
         passed(1)
     distances = [match.distance for match in of_recorded.matches if np.isfinite(match.distance)]
-    found = {"side": 16, "samples": [_record(m, reference) for m in of_samples.matches], "recorded": distances}
+    found = {"side": SIDE, "samples": [_record(m, reference) for m in of_samples.matches], "recorded": distances}
     if distances:
         threshold = float(np.quantile(distances, COPY))
         nearer = sum(match.distance < threshold for match in of_samples.matches)

@@ -31,7 +31,8 @@ def measure_reconstruction(
     (T, H, W, 3), all of one shape. lpips: on the VAE's device. look: called with each clip and its reconstruction.
     Returns means over clips of "psnr" (decibels, range 255; a clip given back exactly counts as 100), "ssim" (over
     frames and colours; None for sides below 11) and "lpips" (over frames; None without weights), their deviations over
-    clips as "psnr_deviation" ..., "spectrum" (see `SpectralComparison`), "clips", "frames", "size".
+    clips, "psnr_deviation", "ssim_deviation" and "lpips_deviation", "spectrum" (see `SpectralComparison`), "clips",
+    "frames", "size".
     Raises ValueError for no clips.
     """
     values: dict[str, list[float]] = {"psnr": [], "ssim": [], "lpips": []}

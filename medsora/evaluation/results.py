@@ -14,8 +14,8 @@ protocol          of generation, for both sides:
 generation        {measure: ...} for "motion" (clips of 5 frames or more) and, with weights, "fvd", "cd_fvd", "fid":
   title, distance (Frechet; null for fewer than 2 samples), halves (the distance between two halves of the recordings,
   every other clip or, of one clip, every other first frame), samples ("clip" or "frame"), real and generated (how
-  many samples), size (of a feature), protocol (features, weights with path and sha256, pictures, frames; proxy: true
-  for the weight-free one)
+  many samples), size (of a feature), protocol (features, weights with path and sha256, pictures, frames; of the
+  weight-free one proxy: true, and covariance)
 inception_score   null without weights: {"generated" and "real": [mean, deviation over parts], parts, protocol}
 spectrum          frequency (fraction of the highest), real, generated (mean power by band), difference (decibels),
                   distance (mean of the absolute differences, decibels)

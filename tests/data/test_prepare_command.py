@@ -64,6 +64,7 @@ def test_frames_then_latents(tmp_path, capsys):
         (("builtin:cine", "--size", "50"), "size is 50"),
         (("builtin:cine", "--size", "wide"), "size"),
         (("builtin:cine", "--sizes", "50"), "sizes"),
+        (("builtin:cine", "--reconstruction_clips", "-1"), "--reconstruction_clips: got -1"),
         (("builtin:cine", "--vae", "nowhere"), "--vae nowhere is not the folder of a saved video VAE"),
         (("builtin:cine", "--vae", "nowhere", "--alignment.flow", "guess"), "alignment.flow: got 'guess'"),
         (("builtin:cine", "--vae", "nowhere", "--alignment.flow", "raft"), "alignment.flow_weights: got none"),

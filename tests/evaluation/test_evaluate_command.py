@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 
@@ -15,8 +16,11 @@ from medsora.errors import run_command
 from medsora.evaluate import main
 from medsora.evaluation import results
 from medsora.evaluation.generated import FolderVideos, RunVideos
+from medsora.evaluation.memorisation import nearest_recordings
+from medsora.evaluation.reconstruction import measure_reconstruction
+from medsora.evaluation.settings import EvaluateSettings
 from medsora.media import write_mp4
-from medsora.metrics import frechet_motion_distance, psnr
+from medsora.metrics import SpectralComparison, frechet_motion_distance, psnr, temporal_statistics
 from medsora.training.evaluation import reconstruct
 
 
@@ -49,10 +53,24 @@ def evaluated(run, dataset, tmp_path_factory):
     return output, json.loads((output / "evaluation.json").read_text())
 
 
+def names_in(value):
+    """Every key of a result, at any depth, but those that are file names."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from [name] * ("/" not in name)
+            yield from names_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from names_in(inner)
+
+
 def test_result_has_what_its_description_lists(evaluated):
     _, result = evaluated
-    words = (results.__doc__ or "").split()
-    assert all(name in words or f"{name}," in words for name in result), sorted(result)
+    described = (results, measure_reconstruction, nearest_recordings, temporal_statistics, SpectralComparison)
+    known = set(re.findall(r"\w+", " ".join(thing.__doc__ for thing in described)))
+    known |= set(EvaluateSettings.__dataclass_fields__) | set(results.versions())
+    assert {name for name in names_in(result) if name not in known} == set()
+    assert set(result) <= set(re.findall(r"\w+", results.__doc__))
     assert result["format"] == results.FORMAT and "not for diagnosis" in result["notice"]
     assert result["warnings"] == [] and result["device"] == "cpu"
 
@@ -270,6 +288,7 @@ def bad_input_cases():
         (("{made}", "--reference", "{data}", "--inception", "none.pth"), "pt_inception-2015-12-05-6726825d.pth"),
         (("{made}", "--reference", "{data}", "--lpips", "none"), "--lpips: got none, wants a path that exists"),
         (("{made}", "--reference", "{data}", "--flow", "raft"), "--flow_weights: got none"),
+        (("{unfinished}", "--reference", "{data}"), "error: the run in"),
         (("{run}", "--reference", "{data}", "--num_frames", 9), "--num_frames: got 9, wants at most 8"),
         (("{run}", "--reference", "{data}", "--scheduler", "euler"), "--scheduler: got 'euler'"),
         (("{run}", "--reference", "{data}", "--steps", 5000), "--steps: got 5000"),
@@ -282,7 +301,9 @@ def test_bad_input_is_one_sentence(arguments, words, folder, dataset, run, tmp_p
     for name in ("empty", "texts"):
         (tmp_path / name).mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")
-    places = {"made": folder, "data": dataset, "run": run} | {n: tmp_path / n for n in ("empty", "texts")}
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "settings.json").write_text("{}")
+    places = {"made": folder, "data": dataset, "run": run} | {n: tmp_path / n for n in ("empty", "texts", "unfinished")}
     assert call(*(str(a).format(**places) for a in arguments), "--output", tmp_path / "out") == 2
     said = capsys.readouterr().err.strip()
     assert words in said and "\n" not in said and said.startswith("error: "), said
