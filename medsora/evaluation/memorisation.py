@@ -29,9 +29,9 @@ def nearest_recordings(
 
     samples: uint8 (N, T, size, size, 3). windows: recorded ones to compare the distances with; each looks for its
     nearest among those of other times. passed: called with 1 for each recording compared with.
-    Returns "side" (16), "samples" ([{"distance", "clip", "source", "start", "flip"}], distances in grey levels of 255,
-    root mean square), "recorded" (distances of recorded windows; those that have no other are left out), and, where there are
-    some, "threshold" (their 5 per cent quantile) and "nearer" (how many samples lie below it).
+    Returns "side" (16), "samples" ([{"distance", "clip", "source", "split", "start", "flip"}], distances in grey levels
+    of 255, root mean square), "recorded" (distances of recorded windows; those that have no other are left out), and,
+    where there are some, "threshold" (their 5 per cent quantile) and "nearer" (how many samples lie below it).
     """
     frames = samples.shape[1]
     chosen = [windows[i * len(windows) // len(samples)] for i in range(min(len(samples), len(windows)))]
@@ -64,7 +64,7 @@ def draw_pairs(path: Path, found: dict, samples: np.ndarray, reference: Referenc
         mirrored = ", mirrored" if record["flip"] else ""
         labels += [
             f"generated {number}, {record['distance']:.1f} grey levels from",
-            f"recorded: {record['source']}, frame {record['start']}{mirrored}",
+            f"recorded ({record['split']}): {record['source']}, frame {record['start']}{mirrored}",
         ]
     contact_sheet(path, rows, labels=labels, width=PAGE)
     return [int(number) for number in order]
@@ -75,6 +75,7 @@ def _record(match: Match, reference: Reference) -> dict:
         "distance": match.distance,
         "clip": match.clip,
         "source": reference.describe(match.clip),
+        "split": reference.split_of(match.clip),
         "start": match.start,
         "flip": match.flip,
     }

@@ -36,6 +36,7 @@ class Reference:
         self.clips = self.manifest.clips if split == "all" else self.manifest.of_split(split)
         if not self.clips:
             raise UserError(f"--reference: {folder} has no clip of the split {split!r}")
+        self._by_id = {clip.id: clip for clip in self.clips}
         gone = [clip.id for clip in self.clips if not frames_path(self.folder, clip.id).is_file()]
         if gone:
             raise UserError(
@@ -113,8 +114,12 @@ class Reference:
 
     def describe(self, clip_id: str) -> str:
         """The source of a clip, with its first frame where that is not the recording's."""
-        clip = next(clip for clip in self.clips if clip.id == clip_id)
+        clip = self._by_id[clip_id]
         return clip.source + (f" from frame {clip.first_frame}" if clip.first_frame else "")
+
+    def split_of(self, clip_id: str) -> str:
+        """The split that a clip belongs to, "train" or "val"."""
+        return self._by_id[clip_id].split
 
 
 def is_prepared(source: str) -> bool:

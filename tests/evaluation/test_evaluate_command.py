@@ -133,6 +133,7 @@ def test_page_table_and_pictures(evaluated, capsys, run, dataset):
                   "data:video/mp4", "not for diagnosis"):  # fmt: skip
         assert words in page
     assert (output / "nearest.png").is_file() and (output / "reconstruction.png").is_file()
+    assert {record["split"] for record in result["memorisation"]["samples"]} <= {"train", "val"}
     assert len(result["memorisation"]["samples"]) == 3 and len(result["memorisation"]["pairs"]) == 3
     assert result["memorisation"]["threshold"] > 0 and len(result["memorisation"]["recorded"]) == 3
 
