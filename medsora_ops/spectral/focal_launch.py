@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from medsora_ops import launch
-from medsora_ops.spectral.filter_launch import FilterConfig, Sizes, programs_for
+from medsora_ops.spectral.filter_launch import CONFIG, Sizes, programs_for
 
-CONFIG = FilterConfig(terms=16)  # of 32 terms at a time, some sizes would not fit into registers
+_SMALL = replace(CONFIG, terms=16)  # images of one block of 32 terms are unrolled, and then do not fit into registers
 
 
 def focal_frequency_loss(
@@ -42,7 +44,7 @@ def focal_frequency_loss_backward(
     largest = _largest(images, alpha, log_matrix, batch_matrix)
     found = pred.new_empty(1 if ave_spectrum else pred.shape[0], *pred.shape[1:], dtype=images[0].dtype)
     results = patches(found, patch_factor)
-    sizes = Sizes.of(CONFIG, *images, results)
+    sizes = _sizes(*images, results)
     blocks = sizes.blocks
     rows, columns, block = blocks["ROWS"], blocks["COLUMNS"], blocks["BLOCK_K"]
     programs = programs_for(sizes.channels * sizes.packs, pred, CONFIG)
@@ -90,7 +92,7 @@ def _largest(images: tuple[Tensor, ...], alpha: float, log_matrix: bool, batch_m
 
 def _of_rows(images: tuple[Tensor, ...], largest: Tensor | None, alpha: float, log_matrix: bool) -> Tensor:
     """What `focal_rows_kernel` finds."""
-    sizes, x = Sizes.of(CONFIG, *images), images[0]
+    sizes, x = _sizes(*images), images[0]
     blocks = sizes.blocks
     rows, columns, block = blocks["ROWS"], blocks["COLUMNS"], blocks["BLOCK_K"]
     programs = programs_for(sizes.channels * sizes.packs, x, CONFIG)
@@ -111,6 +113,10 @@ def _of_rows(images: tuple[Tensor, ...], largest: Tensor | None, alpha: float, l
             **launch.sparing(x.device),
         )
     return found
+
+
+def _sizes(*images: Tensor) -> Sizes:
+    return Sizes.of(_SMALL if max(images[0].shape[-2:]) <= 32 else CONFIG, *images)
 
 
 def _arguments(images: tuple[Tensor, ...], sizes: Sizes) -> list:
