@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,12 @@ def split_checksum(given: str, option: str) -> tuple[str, str | None]:
 def advice(name: str, option: str) -> str:
     """What to download and how to give it, to end a message with."""
     return f"download {PARTS[name].download}, on a machine with a connection, and give its place as {option} PATH"
+
+
+def require_transformers(option: str) -> None:
+    """Raises ValueError where the library that DINO and VideoMAE are loaded with is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(f'{option}: wants transformers, which is not installed: pip install "transformers>=4.50,<6"')
 
 
 def sha256_of(path: Path) -> str | None:

@@ -80,6 +80,16 @@ def test_what_is_not_there_is_told_with_what_to_download(tmp_path, name, monkeyp
         assert "\n" not in said and PARTS[name].download in said
 
 
+def test_a_library_that_is_not_installed_is_named(monkeypatch):
+    from medsora.alignment.representation import load_encoder
+    from medsora.evaluation.features import VideoMAE
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for load, option in ((load_encoder, "representation_weights"), (VideoMAE, "--videomae")):
+        with pytest.raises(ValueError, match=f"{option}: wants transformers, which is not installed: pip install"):
+            load("facebook/dinov2-base")
+
+
 def test_a_folder_without_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="holds no weights .*; download config.json and model.safetensors"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medsora.alignment.flow import flow_image
-from medsora.pretrained import locate
+from medsora.pretrained import locate, require_transformers
 
 # Radii, in tokens, of the neighbourhoods whose statistics make one layer each.
 RADII = (0, 1, 2)
@@ -120,6 +120,7 @@ def load_encoder(weights: str):
 
     Raises ValueError if it is not found, no vision transformer, or does not fit.
     """
+    require_transformers("representation_weights")
     folder = locate("dino", weights, "representation_weights").path
     from transformers import AutoModel
 

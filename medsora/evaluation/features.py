@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from medsora.files import load_tensors
 from medsora.metrics import MotionFeatures
-from medsora.pretrained import locate
+from medsora.pretrained import locate, require_transformers
 
 I3D_SIDE, I3D_SHORTEST = 224, 9
 AT_ONCE = 32  # frames that Inception sees together
@@ -83,6 +83,7 @@ class VideoMAE:
     def __init__(self, weights: str, device: str | torch.device = "cpu"):
         from medsora.evaluation.videomae import load_videomae
 
+        require_transformers("--videomae")
         found = locate("videomae", weights, "--videomae")
         self.network = load_videomae(found.path, "--videomae").to(device)
         self.size, self.shortest, self.device = self.network.width, self.network.frames, device
