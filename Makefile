@@ -47,17 +47,24 @@ test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases in
 GPU_PYTHON ?= python3
 # Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows.
 MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
+# Hazards between threads in shared memory, of which only the kernels in CUDA C++ take care themselves.
+RACECHECKED ?= zero_weight or equal_images
 test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanitizer if it is on the PATH
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	  || { echo "make test-gpu: $(GPU_PYTHON) has no torch that sees a GPU" >&2; exit 2; }
 	@if command -v nvcc >/dev/null && $(GPU_PYTHON) -c 'import pybind11, setuptools.modified' 2>/dev/null; \
 	then $(GPU_PYTHON) setup.py -q build_ext --inplace; \
 	else echo "no nvcc, pybind11 or setuptools: only the Triton kernels are tested, and CUDA C++ that was built before"; fi
-	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton tests/ops/test_cuda_reorder.py $(ARGS)
+	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton tests/ops/test_cuda_reorder.py tests/ops/test_cuda_spectral.py \
+	  $(ARGS)
 	@if command -v compute-sanitizer >/dev/null; then \
 	  echo "again under compute-sanitizer: $(MEMCHECKED)"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
-	    $(GPU_PYTHON) -m pytest -q tests/triton tests/ops/test_cuda_reorder.py -k "$(MEMCHECKED)"; \
+	    $(GPU_PYTHON) -m pytest -q tests/triton tests/ops/test_cuda_reorder.py tests/ops/test_cuda_spectral.py \
+	    -k "$(MEMCHECKED)" && \
+	  echo "and for races: $(RACECHECKED)" && \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool racecheck --error-exitcode 9 \
+	    $(GPU_PYTHON) -m pytest -q tests/ops/test_cuda_spectral.py -k "cuda and ($(RACECHECKED))"; \
 	else echo "compute-sanitizer is not on the PATH: no accesses checked"; fi
 
 bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
@@ -70,8 +77,14 @@ bench-compare: $(READY)  ## what got slower since BASE=revision, by turns with i
 	@test -n "$(BASE)" || { echo "make bench-compare: got no BASE, wants one such as BASE=main" >&2; exit 2; }
 	@$(RUN) -m benchmarks.revisions $(BASE) $(ARGS)
 
-bench-gpu:  ## time the scans on a GPU against their floors, some 8 minutes; ARGS="--quick", or "--help" to learn more
+# The scans have a programme of their own; the other operators are timed as on a CPU, beside torch.fft and the
+# published loss.
+bench-gpu:  ## time the operators on a GPU against their floors, scans first (ARGS="--quick", or "--help"), some 8 minutes each
 	@$(GPU_PYTHON) -m benchmarks.gpu_scan $(ARGS)
+	@if $(GPU_PYTHON) -c 'import pytest_benchmark' 2>/dev/null; then \
+	  $(GPU_PYTHON) -m pytest -q benchmarks/test_operators.py --benchmark-only --benchmark-quiet --device cuda \
+	    -k "gather or merge or spectral or focal" --record gpu-reorder-spectral; \
+	else echo "no pytest-benchmark: gather, merge and the frequency operators are not timed"; fi
 
 sanitize: build/sanitize/check  ## run the native operators, no Python around them, under GCC's or clang's sanitizers
 	@build/sanitize/check $(ARGS)

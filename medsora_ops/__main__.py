@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import torch
 
-from medsora_ops import backend_report, backends, native
+from medsora_ops import backend_report, backends, native, preferred
 from medsora_ops.version import __version__
 
 
@@ -33,6 +33,7 @@ def installation() -> dict[str, object]:
         "extension": native.build_info() or None,
         "extension_missing": native.unavailable(),
         "backend_asked_for": backends.requested() or None,
+        "preferred_on_gpu": preferred.table().told(),
     }
 
 
@@ -59,6 +60,7 @@ def summary(facts: dict[str, object]) -> str:
         f"medsora_ops {facts['medsora_ops']}, Python {facts['python']} on {facts['platform']}",
         f"torch {facts['torch']}, triton {facts['triton'] or 'not installed'}, numpy {facts['numpy']}",
         f"CUDA device: {facts['cuda_device'] or 'none that torch can use'}",
+        f"{', '.join(preferred.SIZES)} on a GPU, by size: {facts['preferred_on_gpu']}",
     ]
     if facts["backend_asked_for"]:
         lines.append(f"MEDSORA_BACKEND={facts['backend_asked_for']} asks that backend for every operator")

@@ -2,7 +2,8 @@
 
 Every operator has a `reference` (plain PyTorch, any device). Faster implementations join by one call of `register`.
 The choice is made at each call: the backend named by `use_backend` or `MEDSORA_BACKEND` if it can serve the operator,
-else the available implementation with the highest priority for the device.
+else the available implementation with the highest priority for the device. On a GPU the one that preferred.json names
+for the size comes before all others.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from medsora_ops import preferred
 
 BACKENDS = ("reference", "native", "triton", "cuda")
 OPERATORS = ("gather", "merge", "path_scan", "ssd_scan", "spectral_filter", "focal_frequency_loss")
@@ -104,7 +107,8 @@ def select(operator: str, device: str, *args, backend: str = "", **kwargs) -> Im
         if reason is not None:
             raise ValueError(f"backend {wanted!r} cannot serve {operator} on {device}: {reason}")
     else:
-        for chosen in _ranked(operator, device):
+        first = preferred.backend(operator, *args) if device == "cuda" else None
+        for chosen in _ranked(operator, device, first):
             reason = _refusal(chosen, operator, chosen.backend, device, *args, **kwargs)
             if reason is None:
                 break
@@ -140,10 +144,10 @@ def _check_backend(name: str) -> None:
 
 
 @functools.cache  # asked at every call of an operator, and the table hardly ever changes
-def _ranked(operator: str, device: str) -> tuple[Implementation, ...]:
-    """Those that run on the device type, be they available or not, the highest priority first."""
+def _ranked(operator: str, device: str, first: str | None = None) -> tuple[Implementation, ...]:
+    """Those that run on the device type, be they available or not: backend `first`, then the highest priority."""
     suited = (i for (name, _), i in _table.items() if name == operator and i.runs_on(device))
-    return tuple(sorted(suited, key=lambda i: i.priority, reverse=True))
+    return tuple(sorted(suited, key=lambda i: (i.backend == first, i.priority), reverse=True))
 
 
 def _refusal(chosen, operator, backend, device, *args, **kwargs) -> str | None:

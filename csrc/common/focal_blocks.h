@@ -22,13 +22,15 @@ struct FocalJob {
     Divider pieces;
     float alpha;
     bool logarithm;
-    std::int64_t images, block_images, blocks;
+    float orthonormal;       // of squares: 1 / (height * width)
+    std::uint32_t images, block_images;
+    std::int64_t blocks;
     Divider by_members;      // threads that work on one image's sums
     const double* largest;   // a number of each block whose largest divides the weights; null: of each image its own
     double* found;           // a number of each block: the largest weight, or the sum of losses
     const void* grad;        // of the loss, a number of the type `grad_element`
     Element grad_element;
-    float scale;             // of the gradient
+    float scale;             // of the gradient, `orthonormal` included
 
     std::int64_t shared_bytes() const;
 };
@@ -50,20 +52,21 @@ struct FocalPlace {
 };
 
 struct FocalMemory {
+    const SpectralCut* cut;
     FocalPlace* places;
-    double* cells;  // one a thread
-    double *total, *given;  // what the block leaves; the largest weight of all images
-    Bin* values;
-    Twiddle *along_roots, *down_roots;
 
-    MEDSORA_HOST_DEVICE FocalMemory(const SpectralCut& cut, char* memory)
-        : places(reinterpret_cast<FocalPlace*>(memory)),
-          cells(reinterpret_cast<double*>(places + cut.images)),
-          total(cells + cut.threads),
-          given(total + 1),
-          values(reinterpret_cast<Bin*>(given + 1)),
-          along_roots(reinterpret_cast<Twiddle*>(values + cut.images * cut.image_values())),
-          down_roots(along_roots + cut.width) {}
+    MEDSORA_HOST_DEVICE FocalMemory(const SpectralCut& of, char* memory)
+        : cut(&of), places(reinterpret_cast<FocalPlace*>(memory)) {}
+
+    // One for each thread.
+    MEDSORA_HOST_DEVICE double* cells() const { return reinterpret_cast<double*>(places + cut->images); }
+    MEDSORA_HOST_DEVICE double* total() const { return cells() + cut->threads; }  // what the block leaves
+    MEDSORA_HOST_DEVICE double* given() const { return total() + 1; }             // the largest weight of all images
+    MEDSORA_HOST_DEVICE Bin* values() const { return reinterpret_cast<Bin*>(given() + 1); }
+    MEDSORA_HOST_DEVICE Twiddle* along_roots() const {
+        return reinterpret_cast<Twiddle*>(values() + cut->images * cut->image_values());
+    }
+    MEDSORA_HOST_DEVICE Twiddle* down_roots() const { return along_roots() + cut->width; }
 };
 
 inline std::int64_t focal_bytes(const SpectralCut& cut) {
@@ -102,11 +105,10 @@ MEDSORA_HOST_DEVICE float squared(const Bin& value) { return value.re * value.re
 struct FocalWeigh {
     const FocalJob* job;
     const FocalPlace* places;
-    float orthonormal;  // of squares
     float scale;
 
     MEDSORA_HOST_DEVICE Bin operator()(const Bin& value, int image, int, int) const {
-        const float factor = focal_ratio(*job, squared(value) * orthonormal, places[image].largest) * scale;
+        const float factor = focal_ratio(*job, squared(value) * job->orthonormal, places[image].largest) * scale;
         return {value.re * factor, value.im * factor};
     }
 };
@@ -117,8 +119,8 @@ MEDSORA_HOST_DEVICE void reduce_bins(const Team& team, const FocalJob& job, cons
                                      const Of& of, const Combine& combine) {
     const SpectralCut& cut = job.cut;
     const int members = static_cast<int>(job.by_members.divisor());
-    combine_groups(team, memory.cells, images, members, [&](int image, int member) {
-        const Bin* const values = memory.values + image * cut.image_values();
+    combine_groups(team, memory.cells(), images, members, [&](int image, int member) {
+        const Bin* const values = memory.values() + image * cut.image_values();
         float found = 0.0f;
         for (int bin = member; bin < cut.bins(); bin += members) {
             const int ky = static_cast<int>(cut.by_columns.quotient(bin)), column = bin - ky * cut.columns;
@@ -129,30 +131,29 @@ MEDSORA_HOST_DEVICE void reduce_bins(const Team& team, const FocalJob& job, cons
 }
 
 template <typename Team>
-MEDSORA_HOST_DEVICE void find_largest(const Team& team, const FocalJob& job, const FocalMemory& memory, int images,
-                                      float orthonormal) {
-    const auto of = [&](const Bin& value, int, int) { return focal_weight(job, squared(value) * orthonormal); };
+MEDSORA_HOST_DEVICE void find_largest(const Team& team, const FocalJob& job, const FocalMemory& memory, int images) {
+    const auto of = [&](const Bin& value, int, int) { return focal_weight(job, squared(value) * job.orthonormal); };
     reduce_bins(team, job, memory, images, of, Largest{});
     team.each([&](int thread) {
         const int members = static_cast<int>(job.by_members.divisor());
-        if (thread < images) memory.places[thread].largest = static_cast<float>(memory.cells[thread * members]);
+        if (thread < images) memory.places[thread].largest = static_cast<float>(memory.cells()[thread * members]);
     });
 }
 
 // Adds the losses of the images to the block's, one after the other.
 template <typename Team>
-MEDSORA_HOST_DEVICE void add_losses(const Team& team, const FocalJob& job, const FocalMemory& memory, int images,
-                                    float orthonormal) {
+MEDSORA_HOST_DEVICE void add_losses(const Team& team, const FocalJob& job, const FocalMemory& memory, int images) {
     const int width = job.cut.width;
     const auto of = [&](const Bin& value, int image, int column) {
-        const float distance = squared(value) * orthonormal, times = column == 0 || 2 * column == width ? 1.0f : 2.0f;
+        const float distance = squared(value) * job.orthonormal;
+        const float times = column == 0 || 2 * column == width ? 1.0f : 2.0f;
         return times * distance * focal_ratio(job, distance, memory.places[image].largest);
     };
     reduce_bins(team, job, memory, images, of, Sum{});
     team.each([&](int thread) {
         const int members = static_cast<int>(job.by_members.divisor());
         if (thread > 0) return;
-        for (int image = 0; image < images; ++image) *memory.total += memory.cells[image * members];
+        for (int image = 0; image < images; ++image) *memory.total() += memory.cells()[image * members];
     });
 }
 
@@ -172,39 +173,38 @@ MEDSORA_HOST_DEVICE void focal_batch(const Team& team, const FocalJob& job, cons
     FocalPlace* const places = memory.places;
     team.each([&](int thread) {
         if (thread >= batch.count) return;
-        const std::int64_t number = batch.first + thread;
+        const std::uint32_t number = batch.first + thread;
         places[thread].pred = image_at(job.pred, number);
         places[thread].target = difference ? image_at(job.target, number) : nullptr;
         places[thread].out = gradient ? image_at(job.out, number) : nullptr;
-        if (job.largest != nullptr) places[thread].largest = static_cast<float>(*memory.given);
+        if (job.largest != nullptr) places[thread].largest = static_cast<float>(*memory.given());
     });
     const auto from = [&](int image, int which) { return which == 0 ? places[image].pred : places[image].target; };
     with_elements(job.element, job.piece, [&](auto type, auto piece) {
         load_images<decltype(type), decltype(piece)::value>(team, cut, job.pieces, batch.count, job.pred.row,
-                                                            job.target.row, difference, from, memory.values);
+                                                            job.target.row, difference, from, memory.values());
     });
-    const float orthonormal = 1.0f / (static_cast<float>(cut.height) * static_cast<float>(cut.width));
-    const float scale = gradient ? job.scale * orthonormal * number_at(job.grad, job.grad_element) : 0.0f;
-    const FocalWeigh weigh{&job, places, orthonormal, scale};
     for (int turn = 0; turn < (gradient ? 2 : 1); ++turn) {
-        transform_images(team, cut, memory.values, batch.count, turn == 1, memory.along_roots, memory.down_roots);
+        transform_images(team, cut, memory.values(), batch.count, turn == 1, memory.along_roots(), memory.down_roots());
         if (turn == 1) continue;
-        if (job.largest == nullptr) find_largest(team, job, memory, batch.count, orthonormal);
-        if (gradient) weigh_bins(team, cut, memory.values, batch.count, weigh);
+        if (job.largest == nullptr) find_largest(team, job, memory, batch.count);
+        if (!gradient) continue;
+        const float scale = job.scale * number_at(job.grad, job.grad_element);
+        weigh_bins(team, cut, memory.values(), batch.count, FocalWeigh{&job, places, scale});
     }
     if (job.task == FocalTask::largest) {
         team.each([&](int thread) {
             for (int image = 0; thread == 0 && image < batch.count; ++image) {
-                *memory.total = Largest{}(*memory.total, static_cast<double>(places[image].largest));
+                *memory.total() = Largest{}(*memory.total(), static_cast<double>(places[image].largest));
             }
         });
     } else if (job.task == FocalTask::loss) {
-        add_losses(team, job, memory, batch.count, orthonormal);
+        add_losses(team, job, memory, batch.count);
     } else {
         const auto to = [&](int image, int) { return places[image].out; };
         with_elements(job.element, job.piece, [&](auto type, auto piece) {
             store_images<decltype(type), decltype(piece)::value>(team, cut, job.pieces, batch.count, job.out.row, 0,
-                                                                 false, to, memory.values);
+                                                                 false, to, memory.values());
         });
     }
 }
@@ -218,23 +218,24 @@ MEDSORA_HOST_DEVICE void focal_block(const Team& team, const FocalJob& job, std:
             for (std::int64_t i = thread; i < job.blocks; i += team.size()) found = Largest{}(found, job.largest[i]);
             return found;
         };
-        combine_groups(team, memory.cells, 1, team.size(), of, Largest{});
+        combine_groups(team, memory.cells(), 1, team.size(), of, Largest{});
     }
     team.each([&](int thread) {
-        find_roots(team, thread, job.cut.width, memory.along_roots);
-        find_roots(team, thread, job.cut.height, memory.down_roots);
+        find_roots(team, thread, job.cut.width, memory.along_roots());
+        find_roots(team, thread, job.cut.height, memory.down_roots());
         if (thread > 0) return;
-        *memory.total = 0.0;
-        *memory.given = job.largest != nullptr ? memory.cells[0] : 0.0;
+        *memory.total() = 0.0;
+        *memory.given() = job.largest != nullptr ? memory.cells()[0] : 0.0;
     });
-    const std::int64_t end = (block + std::int64_t{1}) * job.block_images, last = end < job.images ? end : job.images;
-    for (std::int64_t first = block * job.block_images; first < last; first += job.cut.images) {
-        const std::int64_t left = last - first;
-        focal_batch(team, job, memory, {first, static_cast<int>(left < job.cut.images ? left : job.cut.images)});
+    std::uint32_t first = block * job.block_images, last = first + job.block_images;
+    if (last > job.images) last = job.images;
+    for (; first < last; first += job.cut.images) {
+        const int left = static_cast<int>(last - first);
+        focal_batch(team, job, memory, {first, left < job.cut.images ? left : job.cut.images});
     }
     if (job.task == FocalTask::gradient) return;
     team.each([&](int thread) {
-        if (thread == 0) job.found[block] = *memory.total;
+        if (thread == 0) job.found[block] = *memory.total();
     });
 }
 

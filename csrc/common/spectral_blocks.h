@@ -18,11 +18,12 @@ struct FilterJob {
     Divider pieces;  // of a row
     const float* weight;
     bool wide;                   // complex weights
-    std::int64_t images;         // of all channels
+    float scale;                 // of them: 1 / (height * width)
+    std::uint32_t images;        // of all channels
     Divider channel_images;      // of one
-    std::int64_t block_images;   // of one block, if there are no gradients
+    std::uint32_t block_images;  // of one block, if there are no gradients
     bool gradients;
-    int parts;                   // blocks that share a channel, if there are
+    std::uint32_t parts;         // blocks that share a channel, if there are
     bool kept_inside, sums_inside;  // whether spectra of x and sums lie in shared memory, or in `scratch`
     float* sums;                 // (blocks, height, columns) complex numbers: of conj(X) dY
     float* kept;                 // (blocks, values of a block) complex numbers, unless inside
@@ -36,7 +37,8 @@ struct WeightSumJob {
     const float* sums;
     float* grad_weight;
     bool wide;
-    int width, parts, bins;
+    int width;
+    std::uint32_t parts, bins;
     Divider by_bins, by_columns;
     std::int64_t numbers;  // channels * bins
     float scale;
@@ -50,22 +52,32 @@ struct ImagePlace {
     const float* weight;
 };
 
+// Where a block's things lie. What is seldom asked for is computed anew: registers are dear.
 struct FilterMemory {
-    Bin *values, *kept, *sums, *left;  // left: where the sums are to be in the end
-    Twiddle *along_roots, *down_roots;
+    const FilterJob* job;
+    std::uint32_t block;
     ImagePlace* places;
+    Bin* values;
 
-    MEDSORA_HOST_DEVICE FilterMemory(const FilterJob& job, std::uint32_t block, char* memory) {
-        const SpectralCut& cut = job.cut;
-        const int size = cut.images * cut.image_values();
-        places = reinterpret_cast<ImagePlace*>(memory);
-        values = reinterpret_cast<Bin*>(places + cut.images);
-        along_roots = reinterpret_cast<Twiddle*>(values + size);
-        down_roots = along_roots + cut.width;
-        Bin* const more = reinterpret_cast<Bin*>(down_roots + cut.height);
-        kept = job.kept_inside ? more : reinterpret_cast<Bin*>(job.kept) + static_cast<std::int64_t>(block) * size;
-        left = reinterpret_cast<Bin*>(job.sums) + static_cast<std::int64_t>(block) * cut.bins();
-        sums = job.sums_inside ? more + (job.kept_inside ? size : 0) : left;
+    MEDSORA_HOST_DEVICE FilterMemory(const FilterJob& of, std::uint32_t number, char* memory)
+        : job(&of),
+          block(number),
+          places(reinterpret_cast<ImagePlace*>(memory)),
+          values(reinterpret_cast<Bin*>(places + of.cut.images)) {}
+
+    MEDSORA_HOST_DEVICE int size() const { return job->cut.images * job->cut.image_values(); }
+    MEDSORA_HOST_DEVICE Twiddle* along_roots() const { return reinterpret_cast<Twiddle*>(values + size()); }
+    MEDSORA_HOST_DEVICE Twiddle* down_roots() const { return along_roots() + job->cut.width; }
+    MEDSORA_HOST_DEVICE Bin* behind() const { return reinterpret_cast<Bin*>(down_roots() + job->cut.height); }
+    // Spectra of x; sums of products; where these are to be in the end.
+    MEDSORA_HOST_DEVICE Bin* kept() const {
+        return job->kept_inside ? behind() : reinterpret_cast<Bin*>(job->kept) + std::int64_t{block} * size();
+    }
+    MEDSORA_HOST_DEVICE Bin* sums() const {
+        return job->sums_inside ? behind() + (job->kept_inside ? size() : 0) : left();
+    }
+    MEDSORA_HOST_DEVICE Bin* left() const {
+        return reinterpret_cast<Bin*>(job->sums) + std::int64_t{block} * job->cut.bins();
     }
 };
 
@@ -80,18 +92,17 @@ MEDSORA_HOST_DEVICE void find_roots(const Team& team, int thread, int n, Twiddle
     for (int k = thread; k < n; k += team.size()) roots[k] = root_of_unity(k, n);
 }
 
-// What a bin is multiplied by; forward and back transforms leave it height * width times as large.
+// What a bin is multiplied by; transforms there and back leave it height * width times as large.
 struct FilterWeigh {
     const FilterJob* job;
     const ImagePlace* places;
-    float scale;
 
     MEDSORA_HOST_DEVICE Bin operator()(const Bin& value, int image, int column, int ky) const {
         const int bin = ky * job->cut.columns + column;
         const float* const weight = places[image].weight;
-        if (!job->wide) return {value.re * (weight[bin] * scale), value.im * (weight[bin] * scale)};
+        if (!job->wide) return {value.re * (weight[bin] * job->scale), value.im * (weight[bin] * job->scale)};
         const Bin w = *reinterpret_cast<const Bin*>(weight + 2 * bin);
-        return value * Twiddle{w.re * scale, (job->gradients ? -w.im : w.im) * scale};
+        return value * Twiddle{w.re * job->scale, (job->gradients ? -w.im : w.im) * job->scale};
     }
 };
 
@@ -99,8 +110,8 @@ template <typename Team>
 MEDSORA_HOST_DEVICE void place_images(const Team& team, const FilterJob& job, const Batch& batch, ImagePlace* places) {
     team.each([&](int thread) {
         if (thread >= batch.count) return;
-        const std::int64_t number = batch.first + thread;
-        const std::int64_t channel = job.channel_images.quotient(static_cast<std::uint32_t>(number));
+        const std::uint32_t number = batch.first + thread;
+        const std::int64_t channel = job.channel_images.quotient(number);
         places[thread] = {image_at(job.x, number), job.gradients ? image_at(job.grad, number) : nullptr,
                           image_at(job.out, number), job.weight + channel * job.cut.bins() * (job.wide ? 2 : 1)};
     });
@@ -138,7 +149,7 @@ MEDSORA_HOST_DEVICE void filter_batch(const Team& team, const FilterJob& job, co
     const SpectralCut& cut = job.cut;
     const ImagePlace* const places = memory.places;
     place_images(team, job, batch, memory.places);
-    const FilterWeigh weigh{&job, places, 1.0f / (static_cast<float>(cut.height) * static_cast<float>(cut.width))};
+    const FilterWeigh weigh{&job, places};
     const int inputs = job.gradients ? 2 : 1;
     for (int turn = 0; turn <= inputs; ++turn) {
         const bool of_grad = turn == 1, back = turn == inputs;
@@ -150,13 +161,13 @@ MEDSORA_HOST_DEVICE void filter_batch(const Team& team, const FilterJob& job, co
                                                                     from, memory.values);
             });
         }
-        transform_images(team, cut, memory.values, batch.count, back, memory.along_roots, memory.down_roots);
+        transform_images(team, cut, memory.values, batch.count, back, memory.along_roots(), memory.down_roots());
         if (back) continue;
-        if (of_grad) add_products(team, cut, batch.count, memory.kept, memory.values, memory.sums);
+        if (of_grad) add_products(team, cut, batch.count, memory.kept(), memory.values, memory.sums());
         if (turn == inputs - 1) {
             weigh_bins(team, cut, memory.values, batch.count, weigh);
         } else {
-            copy_bins(team, memory.values, batch.count * cut.image_values(), memory.kept);
+            copy_bins(team, memory.values, batch.count * cut.image_values(), memory.kept());
         }
     }
     const std::int64_t residual_row = job.gradients ? job.grad.row : job.x.row;
@@ -174,25 +185,27 @@ MEDSORA_HOST_DEVICE void filter_block(const Team& team, const FilterJob& job, st
     const SpectralCut& cut = job.cut;
     const FilterMemory memory(job, block, shared);
     team.each([&](int thread) {
-        find_roots(team, thread, cut.width, memory.along_roots);
-        find_roots(team, thread, cut.height, memory.down_roots);
+        find_roots(team, thread, cut.width, memory.along_roots());
+        find_roots(team, thread, cut.height, memory.down_roots());
         if (!job.gradients) return;
-        for (int bin = thread; bin < cut.bins(); bin += team.size()) memory.sums[bin] = {0.0f, 0.0f};
+        Bin* const sums = memory.sums();
+        for (int bin = thread; bin < cut.bins(); bin += team.size()) sums[bin] = {0.0f, 0.0f};
     });
-    std::int64_t first = block * job.block_images, last = first + job.block_images;
+    // Images are numbered by 31 bits.
+    std::uint32_t first = block * job.block_images, last = first + job.block_images;
     if (job.gradients) {
-        const std::int64_t channel = block / static_cast<std::uint32_t>(job.parts);
-        const std::int64_t part = block - channel * job.parts, images = job.channel_images.divisor();
-        first = channel * images + images * part / job.parts;
-        last = channel * images + images * (part + 1) / job.parts;
+        const std::uint32_t channel = block / job.parts, part = block - channel * job.parts;
+        const std::uint64_t images = job.channel_images.divisor();
+        first = static_cast<std::uint32_t>(channel * images + images * part / job.parts);
+        last = static_cast<std::uint32_t>(channel * images + images * (part + 1) / job.parts);
     }
     if (last > job.images) last = job.images;
     for (; first < last; first += cut.images) {
-        const std::int64_t left = last - first;
-        filter_batch(team, job, memory, {first, static_cast<int>(left < cut.images ? left : cut.images)});
+        const int left = static_cast<int>(last - first);
+        filter_batch(team, job, memory, {first, left < cut.images ? left : cut.images});
     }
     if (job.gradients && job.sums_inside) {
-        copy_bins(team, memory.sums, cut.bins(), memory.left);
+        copy_bins(team, memory.sums(), cut.bins(), memory.left());
     }
 }
 
@@ -206,7 +219,7 @@ MEDSORA_HOST_DEVICE void weight_sum_thread(const WeightSumJob& job, std::int64_t
     const auto* const sums =
         reinterpret_cast<const Bin*>(job.sums) + static_cast<std::int64_t>(channel) * job.parts * job.bins + bin;
     Bin sum = sums[0];
-    for (int part = 1; part < job.parts; ++part) sum = sum + sums[static_cast<std::int64_t>(part) * job.bins];
+    for (std::uint32_t part = 1; part < job.parts; ++part) sum = sum + sums[static_cast<std::int64_t>(part) * job.bins];
     const float times = column == 0 || 2 * column == job.width ? job.scale : 2.0f * job.scale;
     if (!job.wide) {
         job.grad_weight[i] = sum.re * times;

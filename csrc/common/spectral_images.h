@@ -22,13 +22,12 @@ namespace {
 
 // The images that a block works on at a time: `count` of them, from number `first` on.
 struct Batch {
-    std::int64_t first;
+    std::uint32_t first;
     int count;
 };
 
-MEDSORA_HOST_DEVICE const char* image_at(const BlockImages& images, std::int64_t number) {
-    const auto n = static_cast<std::uint32_t>(number), outer = images.inner.quotient(n);
-    const std::uint32_t first = images.middle.quotient(outer);
+MEDSORA_HOST_DEVICE const char* image_at(const BlockImages& images, std::uint32_t n) {
+    const std::uint32_t outer = images.inner.quotient(n), first = images.middle.quotient(outer);
     return images.base + first * images.strides[0] + (outer - first * images.middle.divisor()) * images.strides[1] +
            (n - outer * images.inner.divisor()) * images.strides[2];
 }

@@ -88,10 +88,10 @@ inline int common_piece(Element element, int width, std::initializer_list<const 
 }
 
 // Images of a block, so that there are blocks for all multiprocessors to take several turns, and all do as much.
-inline std::int64_t images_of_block(std::int64_t images, const SpectralCut& cut, const Chip& chip) {
+inline std::uint32_t images_of_block(std::int64_t images, const SpectralCut& cut, const Chip& chip) {
     constexpr int turns = 16;
     const std::int64_t batches = (images + cut.images - 1) / cut.images, most = turns * chip.multiprocessors;
-    return (batches + most - 1) / most * cut.images;
+    return static_cast<std::uint32_t>((batches + most - 1) / most * cut.images);
 }
 
 // Where the spectra of x and the sums go: into shared memory if two blocks with them still fit there.
@@ -108,10 +108,12 @@ inline SpectralCut cut_gradients(int height, int width, std::int64_t channel_ima
 }
 
 // Blocks that share a channel.
-inline int parts_of(std::int64_t channels, std::int64_t channel_images, const SpectralCut& cut, const Chip& chip) {
+inline std::uint32_t parts_of(std::int64_t channels, std::int64_t channel_images, const SpectralCut& cut,
+                              const Chip& chip) {
     constexpr int turns = 4;
     const std::int64_t wanted = (turns * chip.multiprocessors + channels - 1) / std::max<std::int64_t>(channels, 1);
-    return static_cast<int>(std::clamp<std::int64_t>(wanted, 1, (channel_images + cut.images - 1) / cut.images));
+    const std::int64_t most = (channel_images + cut.images - 1) / cut.images;
+    return static_cast<std::uint32_t>(std::clamp<std::int64_t>(wanted, 1, most));
 }
 
 }  // namespace
@@ -129,7 +131,8 @@ inline FilterJob filter_in_blocks(const FilterCall& call, bool gradients) {
     job.pieces = Divider(call.width / job.piece);
     job.weight = call.weight;
     job.wide = call.wide;
-    job.images = call.x.count();
+    job.scale = 1.0f / (static_cast<float>(call.height) * static_cast<float>(call.width));
+    job.images = static_cast<std::uint32_t>(call.x.count());
     job.channel_images = Divider(std::max<std::int64_t>(channel_images, 1));
     job.gradients = gradients;
     if (gradients) {
@@ -142,7 +145,7 @@ inline FilterJob filter_in_blocks(const FilterCall& call, bool gradients) {
         job.kept = job.sums + 2 * job.blocks * job.cut.bins();
     } else {
         job.block_images = images_of_block(job.images, job.cut, call.chip);
-        job.blocks = (job.images + job.block_images - 1) / std::max<std::int64_t>(job.block_images, 1);
+        job.blocks = (job.images + job.block_images - 1) / std::max(job.block_images, 1u);
     }
     fits(job.shared_bytes(), job.cut, call.chip);
     return job;
@@ -170,11 +173,11 @@ inline WeightSumJob weight_sum_of(const FilterJob& job, const FilterCall& call, 
             call.wide,
             job.cut.width,
             job.parts,
-            job.cut.bins(),
+            static_cast<std::uint32_t>(job.cut.bins()),
             Divider(job.cut.bins()),
             job.cut.by_columns,
             numbers,
-            1.0f / (static_cast<float>(job.cut.height) * static_cast<float>(job.cut.width))};
+            job.scale};
 }
 
 // Blocks of a focal job: as many numbers as FocalCallInBlocks::found holds.
@@ -187,7 +190,7 @@ inline std::int64_t focal_blocks(int height, int width, std::int64_t images, con
 inline FocalJob focal_in_blocks(const FocalCallInBlocks& call, FocalTask task) {
     FocalJob job{};
     job.task = task;
-    job.images = call.pred.count();
+    job.images = static_cast<std::uint32_t>(call.pred.count());
     job.cut = cut_spectrum(call.height, call.width, job.images, filter_values);
     job.pred = in_blocks(call.pred);
     job.target = in_blocks(call.target);
@@ -197,6 +200,7 @@ inline FocalJob focal_in_blocks(const FocalCallInBlocks& call, FocalTask task) {
     job.pieces = Divider(call.width / job.piece);
     job.alpha = call.alpha;
     job.logarithm = call.logarithm;
+    job.orthonormal = 1.0f / (static_cast<float>(call.height) * static_cast<float>(call.width));
     job.block_images = images_of_block(job.images, job.cut, call.chip);
     job.blocks = (job.images + job.block_images - 1) / job.block_images;
     job.by_members = Divider(job.cut.threads / job.cut.images);
@@ -204,7 +208,7 @@ inline FocalJob focal_in_blocks(const FocalCallInBlocks& call, FocalTask task) {
     job.found = call.found;
     job.grad = call.grad;
     job.grad_element = call.grad_element;
-    job.scale = static_cast<float>(call.scale);
+    job.scale = static_cast<float>(call.scale) * job.orthonormal;
     fits(job.shared_bytes(), job.cut, call.chip);
     return job;
 }

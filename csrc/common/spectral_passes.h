@@ -76,11 +76,13 @@ struct Rows {
     Bin* values;
     int stride, count;
 
-    struct Line {
-        Bin* row;
-        MEDSORA_HOST_DEVICE Bin& operator[](int k) const { return row[k]; }
+    // Values first, first + step, ... of a line.
+    struct Run {
+        Bin* first;
+        int step;
+        MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return first[j * step]; }
     };
-    MEDSORA_HOST_DEVICE Line line(int i) const { return {values + i * stride}; }
+    MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const { return {values + line * stride + first, step}; }
 };
 
 // Where the rows of a column lie in an image.
@@ -99,14 +101,17 @@ struct Columns {
     const SpectralCut* cut;
     int count;
 
-    struct Line {
-        Bin* image;
-        ColumnPlaces place;
-        MEDSORA_HOST_DEVICE Bin& operator[](int row) const { return image[place(row)]; }
+    // Two steps on lie as many pairs of rows further as there are rows in a step, on the same side.
+    struct Run {
+        Bin *even, *odd;
+        int step;
+        MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return (j & 1 ? odd : even)[(j >> 1) * step]; }
     };
-    MEDSORA_HOST_DEVICE Line line(int i) const {
-        const int image = static_cast<int>(cut->by_columns.quotient(i));
-        return {values + image * cut->image_values(), ColumnPlaces(*cut, i - image * cut->columns)};
+    MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const {
+        const int image = static_cast<int>(cut->by_columns.quotient(line));
+        const ColumnPlaces place(*cut, line - image * cut->columns);
+        Bin* const bins = values + image * cut->image_values();
+        return {bins + place(first), bins + place(first + step), step * cut->stride};
     }
 };
 
@@ -178,9 +183,9 @@ MEDSORA_HOST_DEVICE void run_codelet_pass(const Team& team, const BlockPass& pas
             [&](int thread, Kept& kept) {
                 const Butterfly at(pass, thread, first, lines.count);
                 if (!at.exists) return;
-                const auto line = lines.line(at.line);
+                const auto in = lines.run(at.line, at.b, pass.butterflies);
                 const OddRoots<radix> constants;
-                Dft<radix>::template run<float>([&](int j) { return line[at.b + j * pass.butterflies]; },
+                Dft<radix>::template run<float>([&](int j) { return in[j]; },
                                                 [&](int j, const Bin& value) { kept.out[j] = value; }, constants.at);
                 if (!pass.turned) return;
                 MEDSORA_UNROLL
@@ -189,10 +194,9 @@ MEDSORA_HOST_DEVICE void run_codelet_pass(const Team& team, const BlockPass& pas
             [&](int thread, Kept& kept) {
                 const Butterfly at(pass, thread, first, lines.count);
                 if (!at.exists) return;
-                const auto line = lines.line(at.line);
-                const int stride = pass.stride.divisor();
+                const auto out = lines.run(at.line, at.from, pass.stride.divisor());
                 MEDSORA_UNROLL
-                for (int j = 0; j < radix; ++j) line[at.from + j * stride] = kept.out[j];
+                for (int j = 0; j < radix; ++j) out[j] = kept.out[j];
             });
     }
     team.meet();
@@ -206,7 +210,7 @@ MEDSORA_HOST_DEVICE void run_dense_pass_in_block(const Team& team, const BlockPa
     struct Kept {
         Bin total, out[together], mirrored[together];
     };
-    const int radix = pass.radix, stride = pass.stride.divisor();
+    const int radix = pass.radix;
     for (int first = 0; first < lines.count; first += pass.together) {
         team.template exchange<Kept>(
             [&](int thread, Kept& kept) {
@@ -214,8 +218,8 @@ MEDSORA_HOST_DEVICE void run_dense_pass_in_block(const Team& team, const BlockPa
                 const int b = static_cast<int>(pass.by_parts.quotient(shared)), part = shared - b * pass.parts;
                 const Butterfly at(pass, thread - (shared - b) * pass.together, first, lines.count);
                 if (!at.exists) return;
-                const auto line = lines.line(at.line);
-                const auto in = [&](int j) { return line[at.b + j * pass.butterflies]; };
+                const auto run = lines.run(at.line, at.b, pass.butterflies);
+                const auto in = [&](int j) { return run[j]; };
                 if (part == 0) {
                     kept.total = in(0);
                     for (int j = 1; j < radix; ++j) kept.total = kept.total + in(j);
@@ -236,14 +240,14 @@ MEDSORA_HOST_DEVICE void run_dense_pass_in_block(const Team& team, const BlockPa
                 const int b = static_cast<int>(pass.by_parts.quotient(shared)), part = shared - b * pass.parts;
                 const Butterfly at(pass, thread - (shared - b) * pass.together, first, lines.count);
                 if (!at.exists) return;
-                const auto line = lines.line(at.line);
-                if (part == 0) line[at.from] = kept.total;
+                const auto out = lines.run(at.line, at.from, pass.stride.divisor());
+                if (part == 0) out[0] = kept.total;
                 const int k = 1 + part * together;
                 MEDSORA_UNROLL
                 for (int i = 0; i < together; ++i) {
                     if (2 * (k + i) < radix) {
-                        line[at.from + (k + i) * stride] = kept.out[i];
-                        line[at.from + (radix - k - i) * stride] = kept.mirrored[i];
+                        out[k + i] = kept.out[i];
+                        out[radix - k - i] = kept.mirrored[i];
                     }
                 }
             });
