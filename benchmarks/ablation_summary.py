@@ -118,8 +118,8 @@ def markdown(tables: Sequence[Mapping], about: Mapping) -> str:
         "short training: this says how the parts behave here, and nothing about other data, sizes or longer runs.",
         "",
         "*Beyond the seeds' spread*: every seed shows the difference in one direction, and its mean is larger than the "
-        "range of the differences; a weak test, with so few seeds. A video is a few hundred tokens here, where attention "
-        "is cheap: how both grow with tokens is what the layer benchmarks measure.",
+        "range of the differences; a weak test, with so few seeds. A video is some 64 tokens here, where attention is "
+        "cheap: how both grow with tokens is what the layer benchmarks measure.",
     ]
     for table in tables:
         unit = f", {table['unit']}" if table["unit"] else ""

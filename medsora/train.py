@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     if dry_run:
         from medsora.training.dry_run import describe
 
-        print(describe(settings))
+        _say(describe(settings))
         return 0
     stops = StopRequests()
     with stops.listening():

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import yaml
-from torch import nn
 
 from medsora.training import denoiser_stage, vae_stage
+from medsora.training.memory import StageMemory, denoiser_activations, size_text, stage_memory, vae_activations
 from medsora.training.optimization import uses_bf16
+from medsora.training.settings import samples_at_once
 
 if TYPE_CHECKING:
     from medsora.config import TrainSettings
     from medsora.training.settings import LoopSettings
-
-WEIGHT_BYTES, GRADIENT_BYTES, MOMENT_BYTES, AVERAGE_BYTES = 4, 4, 8, 4
-PROBED_SIDE = 32  # pixels; activations of a convolutional VAE grow with the frame's area
 
 
 def describe(settings: TrainSettings) -> str:
@@ -61,21 +59,14 @@ def _data(settings: TrainSettings) -> tuple[int, list[str]]:
 
 
 def _vae_lines(settings: TrainSettings) -> list[str]:
-    vae = settings.vae
-    if vae.pretrained is not None:
-        return [f"video VAE: pretrained weights of {vae.pretrained}, counted when they are loaded"]
-    model = vae_stage.build_vae(vae)
-    size = settings.prepare.size
-    vae_stage.latent_shape(model, vae.num_frames, (size, size))
-    side = max(PROBED_SIDE, model.spatial_compression)
-    side = min(size, side - side % model.spatial_compression)
-    frames = torch.zeros(1, 3, vae.num_frames, side, side)
-
-    def forward():
-        return model.decode(model.encode(frames).latent_dist.mode()).sample
-
-    one = _saved_bytes(forward) * (size / side) ** 2
-    return _memory_lines("video VAE", model, one, vae, settings.device)
+    options = settings.vae
+    if options.pretrained is not None:
+        return [f"video VAE: pretrained weights of {options.pretrained}, counted when they are loaded"]
+    model, size = vae_stage.build_vae(options), settings.prepare.size
+    vae_stage.latent_shape(model, options.num_frames, (size, size))
+    samples = samples_at_once("vae.batch_size", options.batch_size, _processes(), options.accumulation)
+    kept = vae_activations(model, options.num_frames, size, samples, _bf16(settings, options))
+    return _memory_lines("video VAE", stage_memory(model, kept), f"{samples} clips", options)
 
 
 def _denoiser_lines(settings: TrainSettings, labels: int) -> list[str]:
@@ -87,50 +78,32 @@ def _denoiser_lines(settings: TrainSettings, labels: int) -> list[str]:
         channels, frames, height, width = 16, prepare.num_frames // 4 + prepare.num_frames % 8, *[prepare.size // 8] * 2
     with torch.device("meta"):
         model = denoiser_stage.build_denoiser(options, channels, labels, settings.seed)
-    latents = torch.zeros(1, frames, channels, height, width)
-    small = [_one_sample_bytes(model, depth, latents) for depth in (1, 2)]
-    one = small[0] + (small[1] - small[0]) * (model.config.depth - 1)
-    if options.gradient_checkpointing:  # one block's activations, and each block's input
-        tokens = math.prod(latents.shape) / channels / model.config.patch_size**2
-        one = small[0] + tokens * model.config.hidden_size * 4 * model.config.depth
+    videos, images = (
+        samples_at_once(f"denoiser.{name}", getattr(options, name), _processes(), options.accumulation)
+        for name in ("batch_size", "images_per_batch")
+    )
+    bf16 = _bf16(settings, options)
+    kept = denoiser_activations(model, (frames, channels, height, width), videos, images, bf16)
     shape = f"latents {frames} x {channels} x {height} x {width}"
-    return [shape, *_memory_lines("denoiser", model, one, options, settings.device)]
+    return [shape, *_memory_lines("denoiser", stage_memory(model, kept), f"{videos} clips, {images} frames", options)]
 
 
-def _one_sample_bytes(model: nn.Module, depth: int, latents: torch.Tensor) -> float:
-    """Activations of one sample at a small depth; blocks are alike, so the rest follows."""
-    shallow = type(model)(**{k: v for k, v in dict(model.config).items() if not k.startswith("_")} | {"depth": depth})
-    return _saved_bytes(lambda: shallow(latents, torch.zeros(1, dtype=torch.int64)).sample)
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _saved_bytes(forward) -> float:
-    """Bytes that autograd keeps of a forward pass, weights left out."""
-    kept: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter) and not tensor.is_leaf:
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor stays alive, so its address stays taken
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        forward()
-    return float(sum(size for size, _ in kept.values()))
+def _bf16(settings: TrainSettings, options: LoopSettings) -> bool:
+    on_gpu = settings.device != "cpu" and torch.cuda.is_available()
+    return uses_bf16(options.precision, torch.device("cuda" if on_gpu else "cpu"))
 
 
-def _memory_lines(name: str, model: nn.Module, one: float, options: LoopSettings, device: str) -> list[str]:
-    count = sum(p.numel() for p in model.parameters())
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    static = count * WEIGHT_BYTES + trained * (GRADIENT_BYTES + MOMENT_BYTES + AVERAGE_BYTES)
-    on = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
-    samples = max(options.batch_size // options.accumulation, 1)
-    activations = one * samples * (0.5 if uses_bf16(options.precision, on) else 1.0)
-    return [
-        f"{name}: {count:,} parameters, {trained:,} trained, {options.steps} steps of {options.batch_size}",
-        f"{name}: about {_size(static + activations)}: {_size(static)} of weights, gradients, moments and average, "
-        f"{_size(activations)} of activations ({samples} samples at a time, one process)",
+def _memory_lines(name: str, memory: StageMemory, batch: str, options: LoopSettings) -> list[str]:
+    lines = [
+        f"{name}: {memory.parameters:,} parameters, {memory.trained:,} trained, {options.steps} steps of "
+        f"{options.batch_size}",
+        f"{name}: about {size_text(memory.total)} a process: {size_text(memory.static)} of weights, gradients, moments "
+        f"and average, {size_text(memory.activations)} of activations ({batch} at a time)",
     ]
-
-
-def _size(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"
+    if _processes() > 1:
+        lines.append(f"{name}: each of {_processes()} processes sends {size_text(memory.sent(_processes()))} a step")
+    return lines

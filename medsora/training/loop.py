@@ -24,7 +24,7 @@ from medsora.training.ema import MovingAverage, trained_parameters
 from medsora.training.metrics_log import MetricsLog
 from medsora.training.optimization import learning_rate_at, uses_bf16
 from medsora.training.progress import step_bar
-from medsora.training.settings import LoopSettings
+from medsora.training.settings import LoopSettings, samples_at_once
 from medsora.training.stopping import Interrupted, StopRequests
 
 _log = logging.getLogger("medsora")
@@ -83,11 +83,9 @@ class Trainer:
         self.accelerator, self.stops = accelerator, stops
         self.draws = Draws(seed, task.name)
         self.parts = accelerator.num_processes * settings.accumulation
-        if settings.batch_size % self.parts:
-            raise UserError(
-                f"{task.name}.batch_size: got {settings.batch_size}, wants a multiple of {self.parts} "
-                f"({accelerator.num_processes} processes x accumulation {settings.accumulation})"
-            )
+        samples_at_once(
+            f"{task.name}.batch_size", settings.batch_size, accelerator.num_processes, settings.accumulation
+        )
         self.checkpoints = CheckpointFolder(self.run / "checkpoints" / task.name, settings.keep_checkpoints)
         self.counters = Counters()
         self.bf16 = uses_bf16(settings.precision, accelerator.device)

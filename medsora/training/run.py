@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from medsora.model_card import write_run_card
 from medsora.processes import PATIENCE, Processes, leave_group, require_enough
 from medsora.training.draws import Draws
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
+from medsora.training.settings import samples_at_once
 from medsora.training.stopping import StopRequests
 
 if TYPE_CHECKING:
@@ -73,6 +75,7 @@ class _Run:
                 from medsora.training.first_frames import given_counts
 
                 given_counts(settings.denoiser.given_frames, settings.prepare.num_frames)
+        _check_batches(settings, self.processes.count)
         if self.main:
             folder.claim(settings)
         self.accelerator.wait_for_everyone()
@@ -236,13 +239,21 @@ class _Run:
 
 def _accelerator(device: str) -> Accelerator:
     """Places and wraps modules. Waiting processes are patient: the main one prepares data and samples alone."""
-    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
+            raise UserError(
+                f"accelerate's configuration: got {way}, which divides parameters, wants plain data parallelism "
+                "(distributed_type MULTI_GPU or MULTI_CPU); no preset is large enough for the other"
+            )
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f'device: got {device!r}, wants "auto", "cpu" or "cuda"')
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError('device: got \'cuda\', but PyTorch finds no CUDA device here; wants "auto" or "cpu"')
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    # Gradients lie in the buckets that are exchanged: no second copy of them.
+    handlers = [InitProcessGroupKwargs(timeout=PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=handlers)
 
 
 def _denoiser_config(settings: TrainSettings):
@@ -265,6 +276,13 @@ def _check_sizes(settings: TrainSettings) -> None:
             f"prepare.size: got {side}, whose latents of {latents} x {latents} the denoiser's patches of {patch} do "
             f"not divide, wants a multiple of {vae.spatial_compression * patch}"
         )
+
+
+def _check_batches(settings: TrainSettings, processes: int) -> None:
+    denoiser, vae = settings.denoiser, settings.vae
+    samples_at_once("vae.batch_size", vae.batch_size, processes, vae.accumulation)
+    for name in ("batch_size", "images_per_batch"):
+        samples_at_once(f"denoiser.{name}", getattr(denoiser, name), processes, denoiser.accumulation)
 
 
 def _check_alignment(settings: TrainSettings) -> None:

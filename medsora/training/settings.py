@@ -202,3 +202,16 @@ class SamplingSettings:
             raise UserError(f"fps: got {self.fps}, wants more than 0")
         if self.scheduler not in SCHEDULERS:
             raise UserError(f"scheduler: got {self.scheduler!r}, wants one of {', '.join(SCHEDULERS)}")
+
+
+def samples_at_once(name: str, total: int, processes: int, accumulation: int) -> int:
+    """Samples of a batch of `total` that a process handles at once. Raises UserError where they do not divide evenly.
+
+    name: of the setting that says how many the batch has.
+    """
+    parts = processes * accumulation
+    if total % parts:
+        raise UserError(
+            f"{name}: got {total}, wants a multiple of {parts} ({processes} processes x accumulation {accumulation})"
+        )
+    return total // parts

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 from micro_run import run
 from safetensors.torch import load_file
 
+from medsora.data import FrameClips, LatentClips
+from medsora.errors import UserError
 from medsora.media import SYNTHETIC_MARK, read_mark
 from medsora.training.metrics_log import read_metrics
 
@@ -94,7 +97,8 @@ def test_a_limited_run_is_whole_equals_two_processes_and_can_be_extended(uninter
     assert launched.returncode == 0, launched.stderr[-3000:]
     first, second = ({n: t for n, t in weights(f).items() if "diffusion" in n or "/model" in n} for f in (one, two))
     for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=2e-5, msg=name)
+        # AdamW's first steps have the gradient's sign: where it is next to nothing, rounding decides a weight's way.
+        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-4, msg=name)
     losses = [[r["loss"] for r in read_metrics(f)] for f in (one, two)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 6
     assert launched.stdout.count("[2/5]") == 1  # only the main process speaks
@@ -157,10 +161,60 @@ def test_another_setting_is_refused(uninterrupted, capsys):
     assert run(uninterrupted, "--denoiser.log_every", "7") == 0
 
 
+def test_a_run_of_another_preset_is_refused(uninterrupted, capsys):
+    assert run(uninterrupted, "--preset", "S") == 2
+    told = capsys.readouterr().err
+    assert 'was started with preset "tiny", now it is "S"' in told and told.count("\n") == 1
+
+
+def test_checkpoints_of_another_size_are_refused(uninterrupted, tmp_path, capsys):
+    """A denoiser's checkpoints in a run whose settings say another size: a copied folder, say."""
+    folder = shutil.copytree(uninterrupted, tmp_path / "run")
+    for name, key in (("settings.json", "settings"), ("stages.json", None)):
+        record = json.loads((folder / name).read_text())
+        if key:
+            record["settings"]["denoiser"]["model"] = {"hidden_size": 128, "depth": 1, "state_size": 8, "head_dim": 32}
+        else:
+            record = {stage: record[stage] for stage in ("frames", "vae", "latents")}
+            record["frames"]["dataset"] = str(folder / "dataset")
+        (folder / name).write_text(json.dumps(record))
+    capsys.readouterr()
+    size = '{"hidden_size": 128, "depth": 1, "state_size": 8, "head_dim": 32}'
+    assert run(folder, "--denoiser.model", size) == 2
+    told = capsys.readouterr().err
+    assert "step-0000014" in told and "of another shape" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("lost", ["frames", "latents"])
+def test_a_prepared_folder_whose_files_moved_is_refused(uninterrupted, tmp_path, capsys, lost):
+    folder = shutil.copytree(uninterrupted / "dataset", tmp_path / "data")
+    gone = [path.rename(tmp_path / path.name) for path in (folder / lost).iterdir()]
+    with pytest.raises(UserError, match=rf"files that the index of .*data lists are not there, the first {lost}/"):
+        (FrameClips if lost == "frames" else LatentClips)(folder, "train")
+    if lost == "frames":
+        assert gone and run(tmp_path / "run", "--data", str(folder)) == 2
+        told = capsys.readouterr().err
+        assert "are not there" in told and told.count("\n") == 1
+
+
 def test_data_that_cannot_be_used_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run(tmp_path / "run", "--data", str(tmp_path / "empty")) == 2
     assert "empty" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_frames_that_do_not_divide_are_refused_before_anything_is_trained(tmp_path, capsys):
+    assert run(tmp_path / "run", "--denoiser.accumulation", "2", "--denoiser.images_per_batch", "3") == 2
+    told = capsys.readouterr().err
+    assert "denoiser.images_per_batch: got 3, wants a multiple of 2" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED"])
+def test_divided_parameters_are_refused(tmp_path, capsys, monkeypatch, way):
+    monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
+    assert run(tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert way in told and "plain data parallelism" in told and told.count("\n") == 1
 
 
 def test_the_model_can_be_sampled_from(uninterrupted):
