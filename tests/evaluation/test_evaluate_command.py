@@ -23,6 +23,9 @@ from medsora.media import write_mp4
 from medsora.metrics import SpectralComparison, frechet_motion_distance, psnr, temporal_statistics
 from medsora.training.evaluation import reconstruct
 
+FEW = ("--num-videos", 6, "--steps", 2, "--reference_videos", 40, "--nearest", 3, "--batch-size", 4,
+       "--reconstruction_clips", 5)  # fmt: skip
+
 
 def call(*arguments):
     return run_command(lambda: main([str(argument) for argument in (*arguments, "--quiet")]))
@@ -48,8 +51,7 @@ def dataset(tmp_path_factory):
 def evaluated(run, dataset, tmp_path_factory):
     """The run, evaluated with small numbers: the output folder and its result."""
     output = tmp_path_factory.mktemp("out")
-    few = ("--num-videos", 6, "--steps", 2, "--reference_videos", 40, "--nearest", 3, "--batch-size", 4)
-    assert call(run, "--reference", dataset, "--output", output, *few, "--reconstruction_clips", 5) == 0
+    assert call(run, "--reference", dataset, "--output", output, *FEW) == 0
     return output, json.loads((output / "evaluation.json").read_text())
 
 
@@ -124,6 +126,26 @@ def test_reconstruction_is_that_of_held_out_clips(evaluated, dataset, run):
     plain = reconstruct(vae, chosen, 2)
     wanted = np.mean([float(psnr(a, b)) for a, b in zip(plain, chosen, strict=True)])
     assert found["without_compensation"]["psnr"] == pytest.approx(wanted, abs=0.01) != found["psnr"]
+
+
+def close(one, other):
+    """Whether two parts of a result agree, numbers within rounding: samples of other batches differ in last bits."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[name], other[name]) for name in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(close, one, other))
+    return one == (pytest.approx(other, rel=0.02, abs=1e-3) if isinstance(one, float) else other)
+
+
+def test_two_processes_find_what_one_finds(evaluated, run, dataset, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    command = ["medsora.evaluate", run, "--reference", dataset, "--output", tmp_path, *FEW, "--quiet"]
+    done = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    together, alone = json.loads((tmp_path / "evaluation.json").read_text()), evaluated[1]
+    for part in alone.keys() - {"settings"}:
+        assert close(alone[part], together[part]), (part, alone[part], together[part])
+    assert done.stdout.count("motion distance (weight-free proxy)  ") == 1  # one of them speaks
 
 
 def test_page_table_and_pictures(evaluated, capsys, run, dataset):

@@ -1,4 +1,4 @@
-"""Videos pass once: memory does not grow with their number, and processes that share them find what one finds."""
+"""Videos pass once: memory does not grow with their number, and parts join to what the whole gives."""
 
 import tracemalloc
 from types import SimpleNamespace
@@ -14,7 +14,6 @@ from medsora.evaluation.reconstruction import in_batches, measure_reconstruction
 from medsora.evaluation.reference import Reference, Window, resized
 from medsora.evaluation.settings import EvaluateSettings
 from medsora.evaluation.statistics import ClipStatistics, distance
-from medsora.processes import ALONE, Processes
 
 
 def drawn(number, frames=8, side=32):
@@ -49,11 +48,11 @@ def dataset(tmp_path_factory):
     return folder
 
 
-def evaluation(dataset, count, windows=20, processes=ALONE, **more):
-    settings = EvaluateSettings(reference_videos=windows, nearest=2, batch_size=3, **more)
+def evaluation(dataset, count, windows=20):
+    settings = EvaluateSettings(reference_videos=windows, nearest=2, batch_size=3)
     reference = Reference(dataset, "all", 32)
     still = lambda frames: np.zeros((len(frames) - 1, *frames.shape[1:3], 2), np.float32)  # noqa: E731
-    return Evaluation(Drawn(count), reference, [Motion()], still, settings, processes, progress=False)
+    return Evaluation(Drawn(count), reference, [Motion()], still, settings, progress=False)
 
 
 def test_many_videos_need_the_memory_of_a_few(dataset):
@@ -84,48 +83,6 @@ def test_statistics_in_batches_are_those_of_all_at_once(dataset):
     assert compare_spectra(whole, parts)["distance"] == pytest.approx(0, abs=1e-9)
     found = compare_motion(whole, parts, "dis")
     assert found["wasserstein"]["speed"] == 0 and found["real"]["speed"]["mean"] > 0
-
-
-class Shared(Processes):
-    """One of several processes that run one after another here: what each gives is joined when the last comes."""
-
-    def __init__(self, rank, count, given):
-        object.__setattr__(self, "rank", rank)
-        object.__setattr__(self, "count", count)
-        object.__setattr__(self, "given", given)
-
-    def gathered(self, value):
-        self.given.setdefault(self.rank, []).append(value)
-        place = len(self.given[self.rank]) - 1
-        if all(len(self.given.get(rank, ())) > place for rank in range(self.count)):
-            return [self.given[rank][place] for rank in range(self.count)]
-        return [value]
-
-    def from_first(self, make):
-        return make()
-
-    def wait(self):
-        pass
-
-
-def test_processes_that_share_the_clips_find_what_one_finds(dataset):
-    alone = evaluation(dataset, 7).run()
-    given = {}
-    for rank in range(3):  # the last one has what all of them gave
-        joined = evaluation(dataset, 7, processes=Shared(rank, 3, given))
-        try:
-            together = joined.run()
-        except Exception as error:  # the first ones see too few clips of their own
-            assert rank < 2, error
-    for name in ("distance", "halves"):
-        found = [result["generation"]["motion"][name] for result in (alone, together)]
-        assert found[0] == pytest.approx(found[1], rel=1e-9)
-    np.testing.assert_allclose(alone["spectrum"]["generated"], together["spectrum"]["generated"], rtol=1e-9)
-    assert alone["protocol"] == together["protocol"] and alone["memorisation"] == together["memorisation"]
-    for side in ("generated", "real"):
-        assert alone["temporal"][side]["warping_error"]["mean"] == pytest.approx(
-            together["temporal"][side]["warping_error"]["mean"]
-        )
 
 
 def test_windows_are_all_or_drawn_without_repetition(dataset):
