@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
-HEAD_START = 2.0  # seconds; the launcher ends the others well within them
+HEAD_START = 10.0  # seconds, in which the launcher sees that the first has ended, and ends the others
 
 
 class UserError(ValueError):

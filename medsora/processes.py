@@ -71,16 +71,6 @@ class Processes:
         group.all_gather_object(values, value)
         return values
 
-    def total(self, values: T) -> T:
-        """The sum over processes of a number or NumPy array, or of each in a dictionary; in all of them.
-
-        Added in the order of ranks, so every process gets the same bits.
-        """
-        found = self.gathered(values)
-        if isinstance(values, dict):
-            return {name: sum((part[name] for part in found[1:]), start=found[0][name]) for name in found[0]}
-        return sum(found[1:], start=found[0])
-
 
 ALONE = Processes()
 

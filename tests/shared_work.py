@@ -1,13 +1,11 @@
 """What two processes do together in one go, for `test_processes.py`: python shared_work.py FOLDER.
 
-Encodes a data set, samples videos, adds numbers up; one process and several run the same lines.
+Encodes a data set and samples videos; one process and several run the same lines.
 """
 
 import json
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from medsora.errors import run_command
 from medsora.prepare import main as prepare
@@ -22,15 +20,14 @@ def main(folder: Path) -> int:
     model, name = folder / "model", "together"
     with joined_processes() as processes:
         name = f"of-{processes.count}"
-        prepare([*PREPARE, "--output", str(folder / f"data-{name}"), "--vae", str(model / "vae")])
-        code = sample(["--model", str(model), *SAMPLE, "--output", str(folder / f"samples-{name}")])
+        data, samples = folder / f"data-{name}", folder / f"samples-{name}"
+        prepare([*PREPARE, "--output", str(data), "--vae", str(model / "vae")])
+        code = sample(["--model", str(model), *SAMPLE, "--output", str(samples)])
         found = {
             "shares": processes.gathered(processes.share(range(7))),
-            "total": processes.total({"count": processes.rank + 1, "sums": np.arange(3.0) * (processes.rank + 1)}),
             "from_first": processes.from_first(lambda: processes.rank),
         }
         if processes.is_first:
-            found["total"]["sums"] = found["total"]["sums"].tolist()
             (folder / f"found-{name}.json").write_text(json.dumps(found))
     return code
 

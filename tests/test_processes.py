@@ -70,7 +70,6 @@ def test_two_processes_sample_the_videos_of_one(both):
 def test_what_processes_exchange(both):
     one, two = (json.loads((both[0] / f"found-of-{count}.json").read_text()) for count in (1, 2))
     assert one["shares"] == [list(range(7))] and two["shares"] == [[0, 2, 4, 6], [1, 3, 5]]
-    assert one["total"] == {"count": 1, "sums": [0, 1, 2]} and two["total"] == {"count": 3, "sums": [0, 3, 6]}
     assert one["from_first"] == two["from_first"] == 0
 
 
@@ -103,7 +102,7 @@ def test_videos_that_killed_processes_had_made_are_not_made_again(both, tmp_path
 
 
 def test_more_processes_than_windows_is_one_sentence(tmp_path):
-    few = ("--prepare.windows_per_clip", "1", "--prepare.flips", "false", "--device", "cpu")
+    few = ("--prepare.windows_per_clip", "1", "--prepare.flips", "false", "--vae.batch_size", "2", "--device", "cpu")
     refused = launched(2, "-m", "medsora.train", "--output", tmp_path / "run", *few)
     assert refused.returncode != 0 and "exitcode  : 2" in refused.stderr.replace("exitcode: 2", "exitcode  : 2")
     told = [line for line in refused.stderr.splitlines() if line.startswith("error")]
