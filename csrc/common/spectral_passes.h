@@ -71,6 +71,8 @@ struct RadixRoots {
     MEDSORA_HOST_DEVICE Twiddle operator[](int j) const { return {roots[j * step].re, -roots[j * step].im}; }
 };
 
+<<<<<<< HEAD
+=======
 // The rows of pairs of rows.
 struct Rows {
     Bin* values;
@@ -85,6 +87,7 @@ struct Rows {
     MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const { return {values + line * stride + first, step}; }
 };
 
+>>>>>>> main
 // Where the rows of a column lie in an image.
 struct ColumnPlaces {
     int even, odd, stride;
@@ -95,19 +98,32 @@ struct ColumnPlaces {
     MEDSORA_HOST_DEVICE int operator()(int row) const { return (row >> 1) * stride + (row & 1 ? odd : even); }
 };
 
-// The columns of half spectra.
-struct Columns {
+// Pairs of rows, or the columns of half spectra. One type, so that each pass is compiled once.
+struct Lines {
     Bin* values;
     const SpectralCut* cut;
+    bool columns;
     int count;
 
+<<<<<<< HEAD
+    // Values first, first + step, ... of a line. Two steps down a column lie as many pairs of rows further as there are
+    // rows in a step, on the same side.
+=======
     // Two steps on lie as many pairs of rows further as there are rows in a step, on the same side.
+>>>>>>> main
     struct Run {
         Bin *even, *odd;
         int step;
         MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return (j & 1 ? odd : even)[(j >> 1) * step]; }
     };
     MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const {
+<<<<<<< HEAD
+        if (!columns) {
+            Bin* const start = values + line * cut->stride + first;
+            return {start, start + step, 2 * step};
+        }
+=======
+>>>>>>> main
         const int image = static_cast<int>(cut->by_columns.quotient(line));
         const ColumnPlaces place(*cut, line - image * cut->columns);
         Bin* const bins = values + image * cut->image_values();
@@ -172,7 +188,7 @@ struct Butterfly {
     }
 };
 
-template <int radix, typename Team, typename Lines>
+template <int radix, typename Team>
 MEDSORA_HOST_DEVICE void run_codelet_pass(const Team& team, const BlockPass& pass, const Twiddle* roots,
                                           const Lines& lines) {
     struct Kept {
@@ -203,7 +219,7 @@ MEDSORA_HOST_DEVICE void run_codelet_pass(const Team& team, const BlockPass& pas
 }
 
 // Any odd radix, 1 included: several threads share a butterfly, and each finds some outputs and those that mirror them.
-template <typename Team, typename Lines>
+template <typename Team>
 MEDSORA_HOST_DEVICE void run_dense_pass_in_block(const Team& team, const BlockPass& pass, const Twiddle* roots,
                                                  int length, const Lines& lines) {
     constexpr int together = dense_outputs_together;
@@ -255,7 +271,7 @@ MEDSORA_HOST_DEVICE void run_dense_pass_in_block(const Team& team, const BlockPa
     team.meet();
 }
 
-template <typename Team, typename Lines>
+template <typename Team>
 MEDSORA_HOST_DEVICE void run_block_pass(const Team& team, const LinePasses& passes, int i, const Twiddle* roots,
                                         const Lines& lines) {
     const BlockPass& pass = passes.pass[i];
@@ -287,11 +303,9 @@ MEDSORA_HOST_DEVICE void transform_images(const Team& team, const SpectralCut& c
         if (step == steps) break;
         const bool led = step < leading;
         const int i = led ? step : step - leading;
-        if (led != back) {
-            run_block_pass(team, cut.along, i, along_roots, Rows{values, cut.stride, images * cut.pairs});
-        } else {
-            run_block_pass(team, cut.down, i, down_roots, Columns{values, &cut, images * cut.columns});
-        }
+        const bool columns = led == back;
+        const Lines lines{values, &cut, columns, images * (columns ? cut.columns : cut.pairs)};
+        run_block_pass(team, columns ? cut.down : cut.along, i, columns ? down_roots : along_roots, lines);
     }
 }
 

@@ -12,8 +12,8 @@ SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
 MOST_REGISTERS = {
     "gather_kernel": 64,
     "merge_kernel": 64,
-    "spectral_filter_kernel": 112,
-    "focal_kernel": 112,
+    "spectral_filter_kernel": 96,
+    "focal_kernel": 96,
     "weight_sum_kernel": 64,
     "focal_mean_kernel": 64,
 }
