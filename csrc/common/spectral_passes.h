@@ -71,23 +71,6 @@ struct RadixRoots {
     MEDSORA_HOST_DEVICE Twiddle operator[](int j) const { return {roots[j * step].re, -roots[j * step].im}; }
 };
 
-<<<<<<< HEAD
-=======
-// The rows of pairs of rows.
-struct Rows {
-    Bin* values;
-    int stride, count;
-
-    // Values first, first + step, ... of a line.
-    struct Run {
-        Bin* first;
-        int step;
-        MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return first[j * step]; }
-    };
-    MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const { return {values + line * stride + first, step}; }
-};
-
->>>>>>> main
 // Where the rows of a column lie in an image.
 struct ColumnPlaces {
     int even, odd, stride;
@@ -105,25 +88,18 @@ struct Lines {
     bool columns;
     int count;
 
-<<<<<<< HEAD
     // Values first, first + step, ... of a line. Two steps down a column lie as many pairs of rows further as there are
     // rows in a step, on the same side.
-=======
-    // Two steps on lie as many pairs of rows further as there are rows in a step, on the same side.
->>>>>>> main
     struct Run {
         Bin *even, *odd;
         int step;
         MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return (j & 1 ? odd : even)[(j >> 1) * step]; }
     };
     MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const {
-<<<<<<< HEAD
         if (!columns) {
             Bin* const start = values + line * cut->stride + first;
             return {start, start + step, 2 * step};
         }
-=======
->>>>>>> main
         const int image = static_cast<int>(cut->by_columns.quotient(line));
         const ColumnPlaces place(*cut, line - image * cut->columns);
         Bin* const bins = values + image * cut->image_values();
