@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from benchmarks.train_step import Size, random_batch, step_settings, untrained
+from medsora.errors import UserError
 from medsora.models import MedSora
+from medsora.train import main
 from medsora.training.memory import (
     StageMemory,
     denoiser_activations,
@@ -73,6 +75,16 @@ def test_bytes_by_the_formulas():
     assert memory.static == 100 * 4 + 60 * 16 and memory.total == memory.static + 7
     assert memory.sent(1) == 0 and memory.sent(2) == 240 and memory.sent(8) == 2 * 7 / 8 * 240
     assert size_text(2**20 + 1) == "2 MiB" and size_text(3 * 2**29) == "1.50 GiB"
+
+
+def test_a_dry_run_tells_of_one_process_of_several(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    small = ["--dry-run", "--output", str(tmp_path / "run"), "--device", "cpu", "--vae.batch_size", "2"]
+    assert main(small) == 0
+    told = capsys.readouterr().out
+    assert "(4 clips, 1 frames at a time)" in told and "denoiser: each of 2 processes sends 29 MiB a step" in told
+    with pytest.raises(UserError, match=r"denoiser\.images_per_batch: got 3, wants a multiple of 2"):
+        main([*small, "--denoiser.images_per_batch", "3"])
 
 
 def rows_of_the_document():
