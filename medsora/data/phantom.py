@@ -137,7 +137,7 @@ def _wall(rng: np.random.Generator, length: float) -> _Wall:
 def _add_polyp(wall: _Wall, rng: np.random.Generator, last_z: float) -> None:
     """Raises a rounded, redder, smoother bump on the wall, ahead of where the camera ends."""
     rows, angles = wall.radius.shape
-    place, turn, breadth = last_z + rng.uniform(0.8, 1.2), rng.uniform(0, 2 * np.pi), rng.uniform(0.42, 0.52)
+    place, turn, breadth = last_z + rng.uniform(0.7, 1.0), rng.uniform(0, 2 * np.pi), rng.uniform(0.46, 0.56)
     z = (np.arange(rows) / CELLS_PER_UNIT)[:, None] - place
     around = (np.arange(angles) * 2 * np.pi / angles)[None] - turn
     around = (around + np.pi) % (2 * np.pi) - np.pi
