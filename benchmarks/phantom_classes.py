@@ -5,7 +5,7 @@ and without guidance. A small classifier that was trained on other rendered clip
 the classes apart: on rendered clips it has not seen, on these through the video VAE, which is the best that generated
 clips can look like, and on the generated ones. The same command goes on where it was stopped.
 
-A tiny experiment on synthetic data: it shows that labels and guidance work, and nothing about any real polyp.
+A tiny experiment on synthetic data: it asks whether labels and guidance work, and tells nothing of real polyps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from medsora.errors import UserError, run_command
 from medsora.files import write_json
 from medsora.training.progress import step_bar
 
-# The tiny video VAE, which takes a cell of 8 x 8 pixels for one latent, loses a polyp; one of 4 x 4 keeps it.
+# Finer than the tiny preset, whose cells of 8 x 8 pixels blur a polyp away: 4 x 4 pixels for one latent.
 VAE = {"pixel_unshuffle": 1, "sample_height": 32, "sample_width": 32}
 RESULTS = Path(__file__).parent / "results" / "phantom-classes-cpu.json"
 CLIPS, SIZE, FRAMES, INTERVAL, RENDERED = 128, 32, 8, 2, 24
