@@ -36,6 +36,12 @@ def softplus(x):
 
 
 @triton.jit
+def causal_decays(causal, logarithms):
+    """2 to the power of these, zero unless causal. Masked before: of a decay from a later token exp2 may overflow."""
+    return tl.exp2(tl.where(causal, logarithms, float("-inf")))
+
+
+@triton.jit
 def settled(x):
     """x, computed once, in the layout that it was computed in.
 

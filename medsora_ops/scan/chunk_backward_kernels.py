@@ -35,14 +35,14 @@ from medsora_ops.scan.chunk_kernels import (
     tile_of,
 )
 from medsora_ops.scan.walk_kernels import row_starts
-from medsora_ops.triton_math import matmul, sigmoid
+from medsora_ops.triton_math import causal_decays, matmul, sigmoid
 
 
 @triton.jit
 def turned_decays(row, column):
     """[j, i]: the decay from token j to i; the sums of decays as a row and as a column."""
     token = tl.arange(0, row.shape[0])
-    return tl.exp2(tl.where(token[None, :] >= token[:, None], column[None, :] - row[:, None], float("-inf")))
+    return causal_decays(token[None, :] >= token[:, None], column[None, :] - row[:, None])
 
 
 @triton.jit

@@ -7,10 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch
-
-SUMMED = 128  # columns that one program sums
-
 
 @dataclass(frozen=True)
 class ChunkConfig:
@@ -73,24 +69,6 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
     if dtype == torch.float32:  # a product takes three
         return replace(config, tokens=16, channels=32)
     return replace(config, channels=32) if state > 128 else config
-
-
-def sum_rows(sources, outs, config: ChunkConfig) -> None:
-    """Each out becomes the sum of its source's rows, where it is not None."""
-    from medsora_ops.scan.sum_kernels import scan_sum_rows_kernel
-
-    sources, outs = zip(*((s, out) for s, out in zip(sources, outs, strict=True) if out is not None), strict=True)
-    widths = [out.numel() for out in outs]
-    programs = [ceil_div(width, SUMMED) for width in widths]
-    launch(
-        scan_sum_rows_kernel,
-        sum(programs),
-        *(sources, outs, tuple(source.shape[0] for source in sources), tuple(widths)),
-        tuple(sum(programs[:k]) for k in range(len(programs))),
-        BLOCK_ROWS=16,
-        BLOCK=SUMMED,
-        **config.row_options(),
-    )
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

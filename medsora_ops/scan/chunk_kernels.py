@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts
-from medsora_ops.triton_math import LOG2E, matmul, sigmoid, silu_slope, softplus
+from medsora_ops.triton_math import LOG2E, causal_decays, matmul, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -117,9 +117,9 @@ def chunk_decay(step, rate):
 
 @triton.jit
 def chunk_decays(total):
-    """[i, j]: the decay from token j to i, zero from later ones. Masked before exp: it may overflow there."""
+    """[i, j]: the decay from token j to i, zero from later ones."""
     row = tl.arange(0, total.shape[0])
-    return tl.exp2(tl.where(row[:, None] >= row[None, :], total[:, None] - total[None, :], float("-inf")))
+    return causal_decays(row[:, None] >= row[None, :], total[:, None] - total[None, :])
 
 
 @triton.jit

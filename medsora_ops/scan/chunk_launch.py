@@ -20,10 +20,10 @@ from medsora_ops.scan.chunk_config import (
     ceil_div,
     contiguous,
     fitting,
-    sum_rows,
     whole_rows,
 )
 from medsora_ops.scan.runs import Runs
+from medsora_ops.scan.sums import sum_rows
 
 
 def ssd_scan(
@@ -117,7 +117,7 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
         grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias = (
             None if t is None else t.new_empty(t.shape) for t in (dt, A, B, C, D, dt_bias)
         )
-        sum_rows([of_dt, of_A, *shares, of_D, of_bias], [grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias], config)
+        sum_rows([of_dt, of_A, *shares, of_D, of_bias], [grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias])
     in_order = (grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial)
     return [grad for grad in in_order if grad is not None]
 

@@ -20,10 +20,10 @@ from medsora_ops.scan.chunk_config import (
     ceil_div,
     contiguous,
     fitting,
-    sum_rows,
     whole_rows,
 )
 from medsora_ops.scan.runs import Runs
+from medsora_ops.scan.sums import sum_rows
 
 
 def path_scan_chunked(
@@ -103,7 +103,7 @@ def path_scan_chunked_backward(
         shares, of_dt, *of_heads = _through_scan(mixer, config, runs, y, states)
         of_filters = _through_convolution(mixer, config, y, shares, of_dt, grad_rows, accumulate)
         found = [None if p is None else mixer.scratch(*p.shape) for p in parameters]
-        sum_rows([*of_filters, *of_heads, of_norm], found, config)
+        sum_rows([*of_filters, *of_heads, of_norm], found)
     return [p for p in found if p is not None]
 
 

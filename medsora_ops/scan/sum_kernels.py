@@ -8,10 +8,10 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["counts", "widths", "first_programs"])
 def scan_sum_rows_kernel(
-    sources, outs, counts, widths, first_programs,
+    sources, strides, outs, counts, widths, first_programs,
     BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """outs[k] (widths[k]) = sums of the rows of sources[k] (counts[k], widths[k]), in float32.
+    """outs[k] (widths[k]) = sums, in float32, of counts[k] rows of widths[k] numbers, strides[k] apart in sources[k].
 
     Programs from first_programs[k] on take BLOCK columns each of sources[k].
     """
@@ -24,6 +24,6 @@ def scan_sum_rows_kernel(
             for first in range(0, counts[k], BLOCK_ROWS):
                 row = first + tl.arange(0, BLOCK_ROWS)
                 mask = (row < counts[k])[:, None] & (column < width)[None, :]
-                at = sources[k] + row.to(tl.int64)[:, None] * width + column[None, :]
+                at = sources[k] + row.to(tl.int64)[:, None] * strides[k] + column[None, :]
                 total += tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
             tl.store(outs[k] + column, total.to(outs[k].dtype.element_ty), mask=column < width)

@@ -23,7 +23,6 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.tile_kernels import (
-    decays,
     group_channels,
     group_projection,
     group_scores,
@@ -32,6 +31,7 @@ from medsora_ops.scan.tile_kernels import (
     not_after,
     packed_walk,
     summed_decay,
+    tile_decays,
 )
 from medsora_ops.scan.tile_scratch_kernels import (
     NAMED,
@@ -55,7 +55,7 @@ from medsora_ops.scan.walk_kernels import (
     from_channel,
     rows_before,
 )
-from medsora_ops.triton_math import matmul, settled, sigmoid, silu_slope, softplus
+from medsora_ops.triton_math import causal_decays, matmul, settled, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def turned_decays(total, place, length):
     """[j, i]: the decay from token j to i, zero unless i is of j's sequence and not before it."""
     row = tl.arange(0, place.shape[0])
     causal = (row[None, :] >= row[:, None]) & (row[None, :] < (row - place + length)[:, None])
-    return tl.exp2(tl.where(causal, total[None, :] - total[:, None], float("-inf")))
+    return causal_decays(causal, total[None, :] - total[:, None])
 
 
 @triton.jit
@@ -134,7 +134,7 @@ def y_and_norm_sums(tensors, parameters, path, scratch, SIZES: tl.constexpr, BLO
             rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
             step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
             weights = kept_square(square, 1, BLOCK_T).to(tl.float32) * step[None, :]
-            weights = settled(weights * decays(summed_decay(step, rate, walk[3]), walk[3]))
+            weights = settled(weights * tile_decays(summed_decay(step, rate, walk[3]), walk[3]))
             weights = weights.to(given[0].dtype.element_ty)
             squares_of_u = tl.zeros([BLOCK_T], tl.float32)
             products_of_u = tl.zeros([BLOCK_T], tl.float32)
@@ -265,7 +265,7 @@ def head_back_to_steps(head, tensors, parameters, path, scratch, sums, SIZES: tl
         of_products += matmul(of_y, x, given[0].dtype.element_ty)
     walk = kept_walk(numbers, path, BLOCK_T)
     step, total = kept(numbers, STEP, BLOCK_T), kept(numbers, TOTAL, BLOCK_T)
-    of_products *= decays(total, walk[3]) * step[None, :]
+    of_products *= tile_decays(total, walk[3]) * step[None, :]
     of_scores = of_products
     # total_i - total_j stands in the exponent, where total_i is the sum of rate * step up to i.
     of_products *= kept_square(square, 1, BLOCK_T).to(tl.float32)  # times the scores
@@ -366,19 +366,3 @@ def path_scan_tile_bwd_kernel(
             tl.debug_barrier()
             scan_back(tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
             tl.debug_barrier()  # the next direction or tile adds to the same rows and writes the scratch anew
-
-
-@triton.jit(do_not_specialize=["count"])
-def sum_rows_kernel(found, count, found_width, outs, segments, sizes, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Sum rows of numbers in a fixed order; columns from segments[i] on are the sizes[i] numbers of outs[i]."""
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.arange(0, BLOCK_ROWS)
-    total = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, count, BLOCK_ROWS):
-        at = (first + row).to(tl.int64)[:, None] * found_width + column[None, :]
-        mask = (first + row < count)[:, None] & (column < found_width)[None, :]
-        total += tl.sum(tl.load(found + at, mask=mask, other=0.0), axis=0)
-    for i in tl.static_range(len(outs)):
-        within = column - segments[i]
-        mask = (within >= 0) & (within < sizes[i])
-        tl.store(outs[i] + within, total.to(outs[i].dtype.element_ty), mask=mask)

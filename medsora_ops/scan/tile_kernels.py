@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.walk_kernels import column_of, convolved, from_channel, row_starts, rows_before
-from medsora_ops.triton_math import LOG2E, matmul, pick, settled, sigmoid, softplus
+from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, settled, sigmoid, softplus
 
 
 @triton.jit
@@ -45,9 +45,9 @@ def summed_decay(step, rate, place):
 
 
 @triton.jit
-def decays(total, place):
-    """[i, j]: the decay from token j to i, zero unless causal. Masked before exp: a future difference may overflow."""
-    return tl.exp2(tl.where(not_after(place), total[:, None] - total[None, :], float("-inf")))
+def tile_decays(total, place):
+    """[i, j]: the decay from token j to i, zero unless j is of i's sequence and not after it."""
+    return causal_decays(not_after(place), total[:, None] - total[None, :])
 
 
 @triton.jit
@@ -138,7 +138,7 @@ def path_scan_tile_fwd_kernel(
                 for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
                     rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
                     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
-                    weights = scores * decays(summed_decay(step, rate, walk[3]), walk[3]) * step[None, :]
+                    weights = scores * tile_decays(summed_decay(step, rate, walk[3]), walk[3]) * step[None, :]
                     channel, wanted = head_channels(head, SIZES, BLOCK_P)
                     x = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
                     x = settled(x * sigmoid(x))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from medsora_ops.launch import launch, multiprocessors, on_device, sparing
+from medsora_ops.scan.sums import SUMMED, sum_rows
 
 LONGEST_TILE = 64  # tokens of a sequence that one program can take whole
 _NAMED = 7  # rows of numbers that tile_scratch_kernels.py has names for
-REDUCED = 64  # columns of parameters' gradients that a program sums
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,11 @@ def backward(
     numbers = _NAMED + 2 * mixer.heads + max(blocks[2], blocks[4])
     numbers = rows.new_empty(most * numbers * config.tokens, dtype=torch.float32)
     square = rows.new_empty(most * config.tokens * (2 * config.tokens + blocks[1]))  # and x
-    # Each parameter begins at a multiple of what one program sums.
+    # Each parameter begins at a multiple of what one program sums: at a whole line of the cache.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]
     for size in sizes:
-        ends.append(ends[-1] + -(-size // REDUCED) * REDUCED)
+        ends.append(ends[-1] + -(-size // SUMMED) * SUMMED)
     segments, width = tuple(ends[:-1]), ends[-1]
     found = rows.new_empty(sum(programs), width, dtype=torch.float32)
     options = constants | config.options() | sparing(rows.device)
@@ -129,15 +129,7 @@ def backward(
                 *(y, numbers, square, found[sum(programs[:path]) :] if path else found, segments, width),
                 **options,
             )
-        launch(
-            _backward_kernels().sum_rows_kernel,
-            width // REDUCED,
-            *(found, found.shape[0], width, tuple(found_parameters)),
-            *(tuple(s for s, size in zip(segments, sizes, strict=True) if size), tuple(p.numel() for p in given)),
-            BLOCK_ROWS=64,
-            BLOCK=REDUCED,
-            enable_fp_fusion=True,
-        )
+        sum_rows([found[:, start:] for start, size in zip(segments, sizes, strict=True) if size], found_parameters)
     return found_parameters
 
 
