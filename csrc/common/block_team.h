@@ -61,6 +61,8 @@ class GpuTeam {
 };
 #endif
 
+// Goes through the threads forwards and backwards by turns, so that a step in which one reads what another writes is
+// wrong in one of them.
 class CpuTeam {
    public:
     explicit CpuTeam(int size) : size_(size) {}
@@ -70,18 +72,20 @@ class CpuTeam {
 
     template <typename Step>
     void each(const Step& step) const {
-        for (int thread = 0; thread < size_; ++thread) step(thread);
+        backwards_ = !backwards_;
+        for (int i = 0; i < size_; ++i) step(backwards_ ? size_ - 1 - i : i);
     }
 
     template <typename Kept, typename Read, typename Write>
     void exchange(const Read& read, const Write& write) const {
         std::vector<Kept> kept(static_cast<std::size_t>(size_));
-        for (int thread = 0; thread < size_; ++thread) read(thread, kept[thread]);
-        for (int thread = 0; thread < size_; ++thread) write(thread, kept[thread]);
+        each([&](int thread) { read(thread, kept[thread]); });
+        each([&](int thread) { write(thread, kept[thread]); });
     }
 
    private:
     int size_;
+    mutable bool backwards_ = true;
 };
 
 // Sets cells[group * members] to all values of a group, combined pairwise in an order that only `members` decides.
