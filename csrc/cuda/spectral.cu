@@ -9,11 +9,12 @@ constexpr int sum_threads = 256;
 
 extern __shared__ __align__(16) char shared_memory[];
 
-__global__ void __launch_bounds__(most_block_threads) spectral_filter_kernel(const __grid_constant__ FilterJob job) {
+// One block of that many at least: without the 1 the compiler aims at 64 registers and spills.
+__global__ void __launch_bounds__(most_block_threads, 1) spectral_filter_kernel(const __grid_constant__ FilterJob job) {
     filter_block(GpuTeam{}, job, blockIdx.x, shared_memory);
 }
 
-__global__ void __launch_bounds__(most_block_threads) focal_kernel(const __grid_constant__ FocalJob job) {
+__global__ void __launch_bounds__(most_block_threads, 1) focal_kernel(const __grid_constant__ FocalJob job) {
     focal_block(GpuTeam{}, job, blockIdx.x, shared_memory);
 }
 
