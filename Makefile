@@ -67,7 +67,7 @@ test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanit
 	    $(GPU_PYTHON) -m pytest -q tests/ops/test_cuda_spectral.py -k "$(RACECHECKED)"; \
 	else echo "compute-sanitizer is not on the PATH: no accesses checked"; fi
 
-bench: $(READY)  ## time every operator against its floor, about 5 minutes; ARGS="--record NAME" keeps the results
+bench: $(READY)  ## time operators against floors, layers and models against attention, under 10 minutes; ARGS="--record NAME" keeps the results
 	@$(RUN) -m pytest -q benchmarks --benchmark-only --benchmark-quiet $(ARGS)
 
 bench-report: $(READY)  ## pictures and a page of the recorded benchmarks, to build/benchmark-report
