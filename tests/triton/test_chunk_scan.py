@@ -9,6 +9,7 @@ from recurrence import relative_error
 from sampling import sampled
 from scan_case import ALLOWED, Case, compare
 
+from medsora_ops.launch import INTERPRETED
 from medsora_ops.scan import reference
 from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig, fitting
 from medsora_ops.scan.chunk_launch import ssd_scan, ssd_scan_backward
@@ -18,11 +19,20 @@ from medsora_ops.scan.runs import segments_of_a_run
 NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_states")
 ONE_A_HEAD = ("A", "D", "dt_bias")
 EDGES = (1, 2, 31, 32, 33, 63, 64, 65, 130, 200)
-CONFIGS = [
-    ChunkConfig(tokens, channels, segment=segment, row_numbers=numbers, row_programs=programs, conv_channels=channels)
-    for tokens, channels, segment, numbers, programs in itertools.product(
-        (16, 32, 64), (16, 32, 64), (1, 2, 8), (256, 4096), (1, 256)
+# A chunk of 128 tokens may ask for more shared memory than a chip has; who tunes finds out.
+CHOICES = (16, 32, 64, 128) if INTERPRETED else (16, 32, 64), (16, 32, 64), (1, 2, 8)
+CONFIGS = [  # every three of the sizes, and every two of all that is chosen
+    ChunkConfig(
+        tokens=CHOICES[0][i],
+        channels=CHOICES[1][j],
+        segment=CHOICES[2][k],
+        num_warps=(4, 8)[(j + k) % 2],
+        num_stages=(1, 2)[(i + j) % 2],
+        row_numbers=(256, 4096)[(i + j + k) % 2],
+        row_programs=(1, 256)[(i + k) % 2],
+        conv_channels=CHOICES[1][j],
     )
+    for i, j, k in itertools.product(*(range(len(sizes)) for sizes in CHOICES))
 ]
 
 

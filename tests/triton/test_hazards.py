@@ -1,15 +1,30 @@
-"""What is known to break such kernels elsewhere, one test each."""
+"""What is known to break such kernels elsewhere, one test each; what else is tested elsewhere:
+
+fresh memory that nobody writes     conftest.py fills it with NaN, for every test here
+every length and edge of a tile     test_every_length and the like
+one token, one head, nothing        test_every_shape, test_ssd_of_nothing
+any strides, expanded gradients     test_any_strides, test_ssd_any_strides, test_ssd_expanded
+tensors beyond 2^31 numbers         test_large_scans.py, whole kernels; here their addresses alone, also on a GPU
+every way of cutting                test_every_way_of_cutting and the like; here that tuning tries no others
+"""
 
 import ast
+import dataclasses
+import itertools
 from pathlib import Path
 
 import pytest
+import test_chunk_scan
+import test_tile_scan
 import torch
 import triton
 import triton.language as tl
-from scan_case import Case, check
+from scan_case import Case, check, run
+from test_chunk_scan import ssd_case
 
 import medsora_ops
+from medsora_ops import ssd_scan, tune, use_backend
+from medsora_ops.launch import INTERPRETED
 from medsora_ops.scan import runs
 from medsora_ops.scan.walk_kernels import row_starts
 from medsora_ops.triton_math import softplus
@@ -95,14 +110,54 @@ def test_softplus_of_everything(device):
     assert ((out.double() - true).abs() <= 1.5e-6 * true + 1e-37).all()
 
 
-def test_decays_that_would_overflow_unmasked(device):
+@pytest.mark.parametrize("length, step, rate", [(48, 30.0, -2.0), (70, 4.0, -1.0)])
+def test_decays_that_would_overflow_unmasked(device, length, step, rate):
     """exp of a future difference overflows float32 here: it must be masked before, not after."""
-    case = Case(kinds=("hw",), grid=(1, 6, 8))
+    case = Case(kinds=("raster",), grid=(1, 1, length))
     tensors, grads = case.tensors(device)
-    tensors[3] = tensors[3] * 0 + 30.0
-    tensors[4] = tensors[4] * 0 - 2.0
+    tensors[3] = tensors[3] * 0 + step
+    tensors[4] = tensors[4] * 0 + rate
     check(case, device, tensors, grads)
 
 
 def test_operands_in_bfloat16_do_not_fail_in_the_interpreter(device):
     check(Case(heads=2, head_dim=16, dtype=torch.bfloat16, parameters=torch.float32), device)
+
+
+@pytest.mark.parametrize("length", [12, 70])
+def test_gradients_of_a_sum(device, length):
+    """One number, expanded over videos, tokens and channels, is the gradient; the same bits as written out."""
+    case = Case(kinds=("raster",), grid=(1, 1, length), batch=2)
+    tensors, (grad,) = case.tensors(device)
+    _, found = run(case, tensors, [torch.ones((), device=device).expand(grad.shape)])
+    _, written_out = run(case, tensors, [torch.ones_like(grad)])
+    assert all(map(torch.equal, found, written_out))
+
+
+def test_fresh_memory_is_poisoned_whatever_makes_it(device):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        given = torch.zeros(3, 5, dtype=dtype, device=device)
+        for fresh in (given.new_empty(7), torch.empty_like(given), given.new_empty(4, dtype=torch.float32)):
+            assert fresh.isnan().all()
+
+
+def test_no_second_gradient_of_ssd_scan(device):
+    x, dt, A, B, C = (t.to(device) for t in ssd_case(6, without=("D", "z", "dt_bias", "initial_states"))[0][:5])
+    with use_backend("triton"):
+        out = ssd_scan(x.requires_grad_(), dt, A, B, C, dt_softplus=True)
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tuning_tries_no_value_that_is_not_tested(architecture, dtype):
+    tested = {"tile": test_tile_scan.CONFIGS, "chunk": test_chunk_scan.CONFIGS, "ssd": test_chunk_scan.CONFIGS}
+    for kernel in ("path_scan_tile", "path_scan_chunk", "ssd_scan"):
+        configs = next(found for name, found in tested.items() if name in kernel)
+        for way, length in itertools.product(("fwd", "bwd"), (4, 48, 4096)[: 2 if "tile" in kernel else 3]):
+            default, *tried = tune.candidates(f"{kernel}_{way}", length, dtype, 128, architecture)
+            for field in dataclasses.fields(default):
+                values = {getattr(config, field.name) for config in tried} - {getattr(default, field.name)}
+                assert not INTERPRETED or values <= {getattr(config, field.name) for config in configs}, field.name
