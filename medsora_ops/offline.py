@@ -10,9 +10,13 @@ among the scans of half types with heads of 64 channels and states of 128, uses 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
+import functools
 import itertools
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -198,8 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--targets", nargs="+", default=["cuda:80", "cuda:90", "cuda:100"], choices=SHARED_MEMORY)
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
-    parser.add_argument("--head-dims", nargs="+", type=int, default=[64], metavar="P")
-    parser.add_argument("--states", nargs="+", type=int, default=[128], metavar="N")
+    parser.add_argument("--sizes", nargs="+", type=_size, default=[(64, 128)], metavar="PxN",
+                        help="of the scans: channels of a head and numbers of its state (default: 64x128)")  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
+                        help="compile in so many processes (default: %(default)s, one a core)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     options = parser.parse_args(arguments)
     columns = ("kernel", "target", "dtype", "head_dim", "state", "side", "warps", "registers", "stack", "shared",
@@ -223,11 +229,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _all_rows(options: argparse.Namespace) -> Iterator[dict]:
+    """In order, whichever process is done first."""
+    cases = []
     for target, dtype in itertools.product(options.targets, options.dtypes):
         kind = getattr(torch, dtype)
-        for head_dim, state in itertools.product(options.head_dims, options.states):
-            yield from report(target, kind, head_dim, state)
-        yield from report_others(target, kind)
+        cases += [functools.partial(report, target, kind, *size) for size in options.sizes]
+        cases.append(functools.partial(report_others, target, kind))
+    fresh = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(max(1, min(options.jobs, len(cases))), mp_context=fresh) as pool:
+        for found in [pool.submit(case) for case in cases]:
+            yield from found.result()
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wants channels x states such as 64x128")
+    return int(found[1]), int(found[2])
 
 
 def _cuobjdump(cubin: bytes, option: str) -> str:
