@@ -30,10 +30,14 @@ BUILT_FROM = ("setup.py", "medsora_ops/version.py", "csrc")
 COMPILERS = ("c++", "g++", "clang++")
 NOBODY = {f"GIT_{who}_{what}": "medsora" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Git tells its hooks by these which index and tree are the user's; a worktree that is made must not write to them.
+OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY")
+NO_HOOKS = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.hooksPath", "GIT_CONFIG_VALUE_0": os.devnull}
 
 
 def git(repository: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> str:
-    """What git prints. Raises UserError with what it complained of."""
+    """What git prints; no hook of the user's runs. Raises UserError with what it complained of."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     try:
         done = subprocess.run(
             ["git", *arguments],
@@ -41,7 +45,7 @@ def git(repository: Path, *arguments: str, variables: Mapping[str, str] | None =
             capture_output=True,
             text=True,
             check=True,
-            env=os.environ | (variables or {}),
+            env=inherited | NO_HOOKS | (variables or {}),
         )
     except OSError as error:
         raise UserError(f"git does not run: {error.strerror}") from error
@@ -77,7 +81,7 @@ def checkouts(repository: Path, commits: Mapping[str, str]) -> Iterator[dict[str
     """
     shared = repository / FOLDER
     for left in shared.glob("[0-9]*"):
-        if not running(int(left.name)):
+        if left.name.isdecimal() and not running(int(left.name)):
             remove(repository, left)
     own = shared / str(os.getpid())
     folders = {name: own / name for name in commits}

@@ -132,6 +132,24 @@ def wait_for(condition, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def test_started_by_a_hook_it_leaves_what_is_staged_alone_and_starts_no_hooks(repository, monkeypatch):
+    write(
+        repository, {"staged.py": "", "benchmarks/times.json": "{}", ".git/hooks/post-checkout": "#!/bin/sh\n>hooked\n"}
+    )
+    (repository / ".git/hooks/post-checkout").chmod(0o755)
+    git(repository, "add", "staged.py", "benchmarks/times.json")
+    before = git(repository, "status", "--porcelain")
+    with monkeypatch.context() as hook:
+        hook.setenv("GIT_INDEX_FILE", str(repository / ".git" / "index"))  # as a commit hook finds them
+        hook.setenv("GIT_DIR", str(repository / ".git"))
+        commits = {"base": checkouts.commit_of(repository, "HEAD"), "new": checkouts.working_tree_commit(repository)}
+        with checkouts.checkouts(repository, commits) as folders:
+            assert not (folders["base"] / "staged.py").exists() and (folders["new"] / "staged.py").exists()
+    assert git(repository, "status", "--porcelain") == before
+    assert not list(repository.rglob("hooked"))
+    require_clean(repository)
+
+
 def test_what_a_killed_run_left_is_removed_by_the_next(repository):
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
