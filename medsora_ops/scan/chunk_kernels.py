@@ -29,6 +29,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from medsora_ops.scan.norm_kernels import keep_sums, load_gate, sums_along
 from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts
 from medsora_ops.triton_math import LOG2E, causal_decays, matmul, sigmoid, silu_slope, softplus
 
@@ -260,15 +261,17 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
 
 @triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
 def path_scan_chunk_fwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_out,
     states, boundaries, decays, table, length, sequences, stride, segments, run_segments,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
+    NORMED: tl.constexpr,
 ):  # fmt: skip
     """One program a sequence of a video or run of it, direction, head and part of its channels.
 
     y: before its gate, (directions, videos, tokens, E) in grid order: both directions of a token meet there. Its
     strides are not arguments, for the compiler must see that rows are aligned; None: not written. positions: videos *
-    tokens.
+    tokens. norm (as in norm_kernels.py) and of_out, rows of the gradient of the result, make it leave there what the
+    way back needs of y; both may be None.
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     STATE: tl.constexpr = SIZES[3]
@@ -284,6 +287,8 @@ def path_scan_chunk_fwd_kernel(
     if y is not None:
         tokens = tl.cast(sequences * length, tl.int64)
         out = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
+        if norm is not None:
+            norm_along = sums_along(norm, direction, positions, tokens, SIZES, BLOCKS, NORMED)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)
@@ -310,7 +315,11 @@ def path_scan_chunk_fwd_kernel(
             mixed = chunk_output(x, step, weights, carried, OPERANDS) + skip * x
             at, inside = row_starts(out, walk, 0)
             at = at[:, None] + column[None, :]
-            tl.store(at, mixed.to(at.dtype.element_ty), mask=inside[:, None] & wanted[None, :])
+            mixed = mixed.to(at.dtype.element_ty)
+            tl.store(at, mixed, mask=inside[:, None] & wanted[None, :])
+            if norm is not None:
+                gate = load_gate(given, of_out, norm_along, walk, column, wanted)
+                keep_sums(mixed.to(tl.float32), gate, norm_along, walk, head, part, column, SIZES, BLOCKS, NORMED)
         state = state_after(x, step, total, whole, b, state, OPERANDS)
         if CUT == "ends":
             run_total += whole

@@ -1,8 +1,8 @@
-"""Launches of the kernels that walk chunk by chunk, for `path_scan` along a path of long sequences: two, back five.
+"""Launches of the kernels that walk chunk by chunk, for `path_scan` along a path of long sequences: two, back four.
 
-Of the five back, each but the last needs all of the one before: the scans again, the way back through norm and gate,
-through the scans, through the convolution, and the sums of the gradients of parameters. Cut into runs: as in
-chunk_launch.py.
+Of the four back, each needs all of the one before: the scans again, with the sums that the norms are made of; the way
+back through norm, gate and scans; through the convolution; and the sums of the gradients of parameters. Cut into runs:
+as in chunk_launch.py.
 """
 
 from __future__ import annotations
@@ -88,9 +88,11 @@ def path_scan_chunked_backward(
     """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
-    Five launches without a cut. Scratch, for each token and direction: y (E), and in float32 2 heads state for the
-    heads' shares of dB and dC; for each of the sequences * directions * heads programs length / (tokens * segment)
-    states, and a segment of states, in the type of the rows, for each of its runs.
+    Four launches without a cut. Scratch, for each token and direction, in the type of y (bfloat16 rows: theirs, else
+    float32): y (E), and 2 heads state for the heads' shares of dB and dC; for each token E more, the second direction's
+    share of dz, and for each direction 2 heads float32 for the norms; for each of the sequences * directions * heads
+    programs length / (tokens * segment) states in float32, and a segment of states, in the type of the rows, for each
+    of its runs.
     """
     parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
     mixer = PathMixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
@@ -98,76 +100,69 @@ def path_scan_chunked_backward(
     runs, segments = mixer.runs(config), config.segments(mixer.length)
     with on_device(mixer.rows):
         states = mixer.scratch(mixer.programs(config), segments, *mixer.blocks(config)[1:]) if segments > 1 else None
-        y = mixer.scan(config, runs, states)
-        of_norm = _through_norm(mixer, config, y, whole_rows(grad), grad_rows, accumulate)
-        shares, of_dt, *of_heads = _through_scan(mixer, config, runs, y, states)
-        of_filters = _through_convolution(mixer, config, y, shares, of_dt, grad_rows, accumulate)
+        after = (*parameters[-1:], mixer.norm_sums(config), mixer.eps), _strided(whole_rows(grad))
+        y = mixer.scan(config, runs, states, after)
+        to_rows = _strided(grad_rows)
+        of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
+        of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
         found = [None if p is None else mixer.scratch(*p.shape) for p in parameters]
-        sum_rows([*of_filters, *of_heads, of_norm], found)
+        sum_rows([*of_filters, *of_heads], found)
     return [p for p in found if p is not None]
 
 
-def _through_norm(mixer: PathMixer, config: ChunkConfig, y, grad, grad_rows, accumulate: bool) -> Tensor:
-    """y becomes its gradient, z of grad_rows is written. Returns each program's share of that of norm_weight."""
-    tile, normed, _ = division = mixer.division(config)
-    workers = min(ceil_div(mixer.positions, tile), config.row_programs)
-    of_norm = mixer.scratch(workers, mixer.width)
-    launch(
-        _norm_kernels().path_scan_norm_bwd_kernel,
-        workers * (mixer.width // normed),
-        *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1], grad, *grad.stride()[:2]),
-        *(grad_rows, *grad_rows.stride()[:2], of_norm, mixer.eps, mixer.positions, mixer.rows.shape[1], workers),
-        DIRECTIONS=mixer.directions,
-        WIDTH=mixer.width,
-        DIVISION=division,
-        ACCUMULATE=accumulate,
-        **config.row_options(),
-    )
-    return of_norm
-
-
-def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, states) -> list[Tensor]:
-    """y becomes the gradient of x. Returns shares of those of B and C, of dt, dt_bias, A and D."""
+def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, states, to_rows, accumulate: bool):
+    """y becomes the gradient of x, z of to_rows is written. Returns shares: of z, of B and C, of dt; and of the
+    gradients of dt_bias, A, D and norm_weight."""
     (heads, head_dim, groups, state, _), blocks, programs = mixer.sizes, mixer.blocks(config), mixer.programs(config)
     parts, workers = ceil_div(head_dim, blocks[1]), programs * runs.count
     planes = (mixer.directions, *mixer.rows.shape[:2])
-    shares = mixer.scratch(heads // groups * parts, *planes, 2 * groups * state)
-    of_dt = mixer.scratch(parts, *planes, heads)
-    of_bias, of_A, of_D = (mixer.scratch(workers // heads, heads) for _ in range(3))
+    of_z = y.new_empty(*planes[1:], mixer.width) if mixer.directions == 2 else None
+    of_rows = (
+        of_z,
+        y.new_empty(heads // groups * parts, *planes, 2 * groups * state),
+        mixer.scratch(parts, *planes, heads),
+    )
+    of_A, of_D, of_bias = (mixer.scratch(workers // heads, heads) for _ in range(3))
+    of_norm = mixer.scratch(workers // (heads * parts), mixer.width)
     if runs.cut:
         launch(
             _run_kernels().path_scan_run_bwd_kernel,
             (programs, runs.count - 1),
-            *(*mixer.given(4), y, mixer.positions, runs.boundaries, runs.decays, *mixer.place, runs.segments),
+            *(*mixer.given(4), y, mixer.positions, *after, runs.boundaries, runs.decays, *mixer.place, runs.segments),
+            NORMED=mixer.normed(config),
             **mixer.constants(config),
         )
         runs.chain(config)
     launch(
         _path_backward_kernels().path_scan_chunk_bwd_kernel,
         (programs, runs.count),
-        *(*mixer.given(5), y, mixer.positions, states, runs.boundaries, *config.kept(workers, blocks, mixer.rows)),
-        *(mixer.rows.new_empty(workers, _stashed(blocks)), shares, of_dt, of_A, of_D, of_bias),
+        *(*mixer.given(5), y, mixer.positions, *after, to_rows),
+        *(states, runs.boundaries, *config.kept(workers, blocks, mixer.rows)),
+        *(mixer.rows.new_empty(workers, _stashed(blocks)), *of_rows, of_A, of_D, of_bias, of_norm),
         *(*mixer.place, config.segments(mixer.length), runs.segments),
         CUT=runs.cut,
+        NORMED=mixer.normed(config),
+        ACCUMULATE=accumulate,
         **mixer.constants(config),
     )
-    return [shares, of_dt, of_bias, of_A, of_D]
+    return of_rows, (of_bias, of_A, of_D, of_norm)
 
 
-def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, shares, of_dt, grad_rows, accumulate: bool):
-    """x, B, C and dt of grad_rows are written. Returns each program's share of the gradients of weights and biases."""
+def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, of_rows, to_rows, accumulate: bool):
+    """x, B, C and dt of to_rows are written. Returns each program's share of the gradients of weights and biases."""
     mixed, taps = mixer.parameters[0].shape
     heads, head_dim, *_ = mixer.sizes
     videos = mixer.rows.shape[0]
     tiles = videos * mixer.sequences * ceil_div(mixer.length, config.conv_tokens - taps + 1)
     workers = min(tiles, config.row_programs)
+    columns = (mixed, heads, mixer.width if mixer.directions == 2 else 0)
     of_weight = mixer.scratch(workers, mixed, taps)
     of_bias = None if mixer.parameters[1] is None else mixer.scratch(workers, mixed)
     launch(
         _path_backward_kernels().path_scan_conv_bwd_kernel,
-        workers * (ceil_div(mixed, config.conv_channels) + ceil_div(heads, config.conv_channels)),
-        *(*mixer.given(2), y, mixer.positions, shares, of_dt),
-        *(grad_rows, *grad_rows.stride()[:2], of_weight, of_bias, *mixer.place, videos, workers),
+        workers * sum(ceil_div(width, config.conv_channels) for width in columns),
+        *(*mixer.given(2), y, mixer.positions, *of_rows),
+        *(*to_rows, of_weight, of_bias, *mixer.place, videos, workers),
         DIRECTIONS=mixer.directions,
         SIZES=mixer.sizes,
         PARTS=ceil_div(head_dim, mixer.blocks(config)[1]),
@@ -177,6 +172,10 @@ def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, shares, of_dt
         **config.row_options(),
     )
     return of_weight, of_bias
+
+
+def _strided(rows: Tensor) -> tuple[Tensor, int, int]:
+    return rows, *rows.stride()[:2]
 
 
 def _stashed(blocks) -> int:
@@ -253,26 +252,39 @@ class PathMixer:
         block = 1 << (self.norm_group_size - 1).bit_length()
         return max(1, config.row_numbers // block), self.norm_group_size, block
 
+    def normed(self, config: ChunkConfig) -> tuple[int, int, int]:
+        """NORMED of the kernels that take a chunk."""
+        normed, head_dim = self.norm_group_size, self.sizes[1]
+        if normed % head_dim == 0:
+            return normed, 1, normed // head_dim
+        channels = min(head_dim, self.blocks(config)[1])
+        return normed, (channels + normed - 2) // normed + 1, (normed + head_dim - 2) // head_dim + 1
+
+    def norm_sums(self, config: ChunkConfig) -> Tensor:
+        parts, touched = ceil_div(self.sizes[1], self.blocks(config)[1]), self.normed(config)[1]
+        return self.scratch(self.directions, *self.rows.shape[:2], 2, self.sizes[0] * parts * touched)
+
     def runs(self, config: ChunkConfig) -> Runs:
         return Runs.of(config, self.blocks(config), self.programs(config), self.length, self.rows)
 
-    def scan(self, config: ChunkConfig, runs: Runs, states: Tensor | None = None) -> Tensor:
-        """What the scans give before their gate: (directions, B, T, E)."""
+    def scan(self, config: ChunkConfig, runs: Runs, states: Tensor | None = None, after=(None, None)) -> Tensor:
+        """What the scans give before their gate: (directions, B, T, E). after: norm and of_out of the kernel."""
         kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
         y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
         if runs.cut:
-            self._over_runs(config, runs, "ends", runs.count - 1, runs.decays, None, None)
+            self._over_runs(config, runs, "ends", runs.count - 1, runs.decays, None, None, (None, None))
             runs.chain(config)
-        self._over_runs(config, runs, runs.cut, runs.count, None, y, states)
+        self._over_runs(config, runs, runs.cut, runs.count, None, y, states, after)
         return y
 
-    def _over_runs(self, config: ChunkConfig, runs: Runs, cut: str | None, count: int, decays, y, states) -> None:
+    def _over_runs(self, config: ChunkConfig, runs: Runs, cut: str | None, count: int, decays, y, states, after):
         launch(
             _forward_kernels().path_scan_chunk_fwd_kernel,
             (self.programs(config), count),
-            *(*self.given(5), y, self.positions, states, runs.boundaries, decays, *self.place),
+            *(*self.given(5), y, self.positions, *after, states, runs.boundaries, decays, *self.place),
             *(1 if states is None else states.shape[1], runs.segments),
             CUT=cut,
+            NORMED=self.normed(config),
             **self.constants(config),
         )
 

@@ -1,7 +1,15 @@
-"""What follows the scan of long sequences, row by row of the grid: the gate, RMSNorm, and the sum of the directions.
+"""What follows the scan of long sequences: the gate u = y * SiLU(z), RMSNorm, and the sum of the directions.
 
-y          (directions, videos, tokens, E): the scans before their gate; on the way back overwritten by its gradient
-DIVISION   rows of a tile, channels that a norm runs over, the power of two that holds them
+Forward, row by row of the grid. On the way back the programs that take a head chunk by chunk do it too: the gradient of
+u needs two numbers of a token from all heads of its norm, the sums of u^2 and of u * d(u / rms). Those that compute y
+again leave their parts of both in memory; those that go back through the scans add them up.
+
+    y          (directions, videos, tokens, E): the scans before their gate
+    sums       (directions, videos, tokens, 2, heads, parts, TOUCHED) float32
+    norm       (weights, sums, eps)
+    DIVISION   rows of a tile, channels that a norm runs over, the power of two that holds them
+    NORMED     the channels that a norm runs over; the norms that a program's channels touch, TOUCHED; the heads that a
+               norm touches: at most. Norms of whole heads touch each program once.
 """
 
 from __future__ import annotations
@@ -9,6 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from medsora_ops.scan.walk_kernels import row_starts, rows_before
 from medsora_ops.triton_math import sigmoid, silu_slope
 
 
@@ -51,46 +60,79 @@ def path_scan_norm_fwd_kernel(
     tl.store(out + row * WIDTH + channel[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["rows", "tokens", "workers"])
-def path_scan_norm_bwd_kernel(
-    y, z, z_video_stride, z_token_stride, norm_weight, grad, grad_video_stride, grad_token_stride,
-    grad_z, grad_z_video_stride, grad_z_token_stride, sums, eps, rows, tokens, workers,
-    DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, DIVISION: tl.constexpr, ACCUMULATE: tl.constexpr,
-):  # fmt: skip
-    """One program a norm and every workers-th tile of rows. y becomes its own gradient; grad_z is written, or added to.
+@triton.jit
+def sums_along(norm, direction, positions, tokens, SIZES: tl.constexpr, BLOCKS: tl.constexpr, NORMED: tl.constexpr):
+    """norm, its sums as the rows of one direction."""
+    weights, sums, eps = norm
+    PARTS: tl.constexpr = (SIZES[1] + BLOCKS[1] - 1) // BLOCKS[1]
+    ROW: tl.constexpr = 2 * SIZES[0] * PARTS * NORMED[1]
+    return weights, (sums + direction.to(tl.int64) * positions * ROW, tokens * ROW, ROW), eps
 
-    sums: (workers, E), the gradient of norm_weight of each program's rows.
-    """
-    NORMED: tl.constexpr = DIVISION[1]
-    NORMS: tl.constexpr = WIDTH // NORMED
-    ROWS: tl.constexpr = DIVISION[0]
-    BLOCK: tl.constexpr = DIVISION[2]
-    within = tl.arange(0, BLOCK)
-    channel = tl.program_id(0) % NORMS * NORMED + within
-    worker = tl.program_id(0) // NORMS
-    weight = tl.load(norm_weight + channel, mask=within < NORMED, other=0.0).to(tl.float32)
-    of_weight = tl.zeros([BLOCK], tl.float32)
-    for tile in tl.range(worker, tl.cdiv(rows, ROWS), workers, disable_licm=True):
-        row, video, token, real = rows_of_tile(tile, rows, tokens, ROWS)
-        mask = real & (within < NORMED)[None, :]
-        before = load_rows((z, z_video_stride, z_token_stride), video, token, channel, mask)
-        opened = sigmoid(before)
-        of_normed = load_rows((grad, grad_video_stride, grad_token_stride), video, token, channel, mask)
-        of_gate = tl.zeros([ROWS, BLOCK], tl.float32)
-        for direction in tl.static_range(DIRECTIONS):
-            kept = y + (row + tl.cast(rows, tl.int64) * direction) * WIDTH + channel[None, :]
-            mixed = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
-            gated = mixed * before * opened
-            scale = tl.rsqrt(tl.sum(gated * gated, axis=1) / NORMED + eps)[:, None]
-            normed = gated * scale
-            of_weight += tl.sum(of_normed * normed, axis=0)
-            scaled = of_normed * weight[None, :]
-            of_gated = scale * (scaled - normed * (tl.sum(scaled * normed, axis=1) / NORMED)[:, None])
-            of_gate += of_gated * mixed
-            tl.store(kept, (of_gated * before * opened).to(y.dtype.element_ty), mask=mask)
-        of_gate *= silu_slope(before, opened)
-        at = grad_z + video * grad_z_video_stride + token * grad_z_token_stride + channel[None, :]
-        if ACCUMULATE:
-            of_gate += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        tl.store(at, of_gate.to(grad_z.dtype.element_ty), mask=mask)
-    tl.store(sums + worker * WIDTH + channel, of_weight, mask=within < NORMED)
+
+@triton.jit
+def load_gate(rows, of_out, norm, walk, column, wanted):
+    """z, the gradient of the result, and the weights of the norm, of the columns of a head: float32."""
+    weight = tl.load(norm[0] + column, mask=wanted, other=0.0).to(tl.float32)
+    return rows_before(rows, walk, column, wanted, 0), rows_before(of_out, walk, column, wanted, 0), weight
+
+
+@triton.jit
+def keep_sums(
+    mixed, gate, norm, walk, head, part, column, SIZES: tl.constexpr, BLOCKS: tl.constexpr, NORMED: tl.constexpr
+):
+    """The program's part of the sums of each token. mixed: y; gate: from load_gate."""
+    PARTS: tl.constexpr = (SIZES[1] + BLOCKS[1] - 1) // BLOCKS[1]
+    before, of_out, weight = gate
+    gated = mixed * before * sigmoid(before)
+    of_normed = of_out * weight[None, :]
+    at, inside = row_starts(norm[1], walk, 0)
+    at += (head * PARTS + part) * NORMED[1]
+    first = (head * SIZES[1] + part * BLOCKS[1]) // NORMED[0]
+    for touched in tl.range(NORMED[1]):
+        own = gated
+        if NORMED[1] > 1:
+            own = tl.where((column // NORMED[0] == first + touched)[None, :], gated, 0.0)
+        tl.store(at + touched, tl.sum(own * gated, axis=1), mask=inside)
+        tl.store(at + (SIZES[0] * PARTS * NORMED[1] + touched), tl.sum(own * of_normed, axis=1), mask=inside)
+
+
+@triton.jit
+def norm_of_tokens(norm, walk, which, SIZES: tl.constexpr, BLOCKS: tl.constexpr, NORMED: tl.constexpr):
+    """Of one norm: 1 / rms of each token, and how much of u that takes from d(u / rms): [tokens] each."""
+    PARTS: tl.constexpr = (SIZES[1] + BLOCKS[1] - 1) // BLOCKS[1]
+    EACH: tl.constexpr = PARTS * NORMED[1]
+    ALL: tl.constexpr = SIZES[0] * EACH
+    which_head = which * NORMED[0] // SIZES[1]
+    place = which_head * EACH + tl.arange(0, triton.next_power_of_2(NORMED[2] * EACH))
+    begin = place // EACH * SIZES[1] + place % EACH // NORMED[1] * BLOCKS[1]
+    part_of_it = (place < ALL) & (begin // NORMED[0] + place % NORMED[1] == which)
+    at, inside = row_starts(norm[1], walk, 0)
+    at, mask = at[:, None] + place[None, :], inside[:, None] & part_of_it[None, :]
+    squares = tl.sum(tl.load(at, mask=mask, other=0.0), axis=1)
+    products = tl.sum(tl.load(at + ALL, mask=mask, other=0.0), axis=1)
+    scale = tl.where(inside, tl.rsqrt(squares / NORMED[0] + norm[2]), 0.0)
+    return scale, scale * scale * products / NORMED[0]
+
+
+@triton.jit
+def through_norm(
+    mixed, gate, norm, walk, head, part, column, SIZES: tl.constexpr, BLOCKS: tl.constexpr, NORMED: tl.constexpr
+):
+    """From y and load_gate's to the gradients of y and z, [tokens, channels], and of the weights, [channels]."""
+    before, of_out, weight = gate
+    opened = sigmoid(before)
+    gated = mixed * before * opened
+    first = (head * SIZES[1] + part * BLOCKS[1]) // NORMED[0]
+    if NORMED[1] == 1:
+        scale, taken = norm_of_tokens(norm, walk, first, SIZES, BLOCKS, NORMED)
+        scale, taken = scale[:, None], taken[:, None]
+    else:
+        scale, taken = tl.zeros_like(gated), tl.zeros_like(gated)
+        for touched in tl.range(NORMED[1]):
+            own = (column // NORMED[0] == first + touched)[None, :]
+            own_scale, own_taken = norm_of_tokens(norm, walk, first + touched, SIZES, BLOCKS, NORMED)
+            scale = tl.where(own, own_scale[:, None], scale)
+            taken = tl.where(own, own_taken[:, None], taken)
+    of_weight = tl.sum(of_out * gated * scale, axis=0)
+    of_gated = scale * (of_out * weight[None, :] - gated * taken)
+    return of_gated * before * opened, of_gated * mixed * silu_slope(before, opened), of_weight

@@ -1,9 +1,10 @@
 """The way back along a path of long sequences: through the scan, chunk by chunk, and through the convolution.
 
-    y       (directions, videos, tokens, E): the gradient of the scans; path_scan_chunk_bwd_kernel puts that of x there
-    of_BC   (heads of a group * parts, directions, videos, tokens, 2 groups * state) float32: shares of dB and dC
+    y       (directions, videos, tokens, E): the scans; path_scan_chunk_bwd_kernel puts the gradient of x there
+    of_z    (videos, tokens, E), in y's type: the second direction's share of dz; the first one's is in grad_rows
+    of_BC   (heads of a group * parts, directions, videos, tokens, 2 groups * state), in y's type: shares of dB and dC
     of_dt   (parts, directions, videos, tokens, heads) float32
-All in grid order, and before SiLU's slope: the convolution takes that once, not once a head.
+All in grid order, and those of x, B and C before SiLU's slope: the convolution takes that once, not once a head.
 """
 
 from __future__ import annotations
@@ -19,19 +20,23 @@ from medsora_ops.scan.chunk_kernels import (
     walk_of,
     walk_steps,
 )
+from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
 from medsora_ops.scan.walk_kernels import convolved, row_starts, rows_before
 from medsora_ops.triton_math import sigmoid, silu_slope
 
 
 @triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
 def path_scan_chunk_bwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions,
-    states, boundaries, held, kept, stash, of_BC, of_dt, of_A, of_D, of_bias,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_out, grad_rows,
+    states, boundaries, held, kept, stash, of_z, of_BC, of_dt, of_A, of_D, of_bias, of_norm,
     table, length, sequences, stride, segments, run_segments,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
+    NORMED: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Programs as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts, runs, heads)
-    float32. boundaries: as in ssd_scan_bwd_kernel.
+    """Programs, norm and of_out as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts,
+    runs, heads) float32; of_norm, of the norm's weights: (sequences, directions, runs, E) float32. boundaries: as in
+    ssd_scan_bwd_kernel. grad_rows: (pointer, video stride, token stride); z there is written, or with ACCUMULATE added
+    to.
 
     stash: (programs, tokens * 2 (channels + state)) in the rows' type. What a chunk's x, B and C are after convolution
     and SiLU, and the gradient of its y, lie there, so that each product finds them in memory, by addresses that take
@@ -73,6 +78,7 @@ def path_scan_chunk_bwd_kernel(
     plane = direction.to(tl.int64) * positions
     share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * DIRECTIONS * positions + plane
     mixed = (y + plane * WIDTH, tokens * WIDTH, WIDTH)
+    norm = sums_along(norm, direction, positions, tokens, SIZES, BLOCKS, NORMED)
     shares = (of_BC + share * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
     of_steps = (of_dt + (part.to(tl.int64) * DIRECTIONS * positions + plane) * HEADS, tokens * HEADS, HEADS)
     within = p[:, None] * BLOCK_N + n[None, :]
@@ -82,6 +88,7 @@ def path_scan_chunk_bwd_kernel(
     sum_rate = tl.zeros([BLOCK_T], tl.float32)
     sum_bias = tl.zeros([BLOCK_T], tl.float32)
     sum_skip = tl.zeros([BLOCK_T], tl.float32)
+    sum_norm = tl.zeros([BLOCK_P], tl.float32)
     for back in tl.range(0, behind - first_segment, disable_licm=True):
         segment = behind - 1 - back
         start = segment * (SEGMENT * BLOCK_T)
@@ -113,10 +120,17 @@ def path_scan_chunk_bwd_kernel(
             tl.store(b_stash[:, None] + n[None, :], b.to(OPERANDS))
             c = activated(given, walk, filters, of_b + STATES, real, WIDTH, TAPS)
             tl.store(c_stash[:, None] + n[None, :], c.to(OPERANDS))
-            at, inside = row_starts(mixed, walk, 0)
-            dy = tl.load(at[:, None] + of_x[None, :], mask=inside[:, None] & wanted[None, :], other=0.0)
+            gate = load_gate(given, of_out, norm, walk, of_x, wanted)
+            values = rows_before(mixed, walk, of_x, wanted, 0)
+            dy, dz, of_weight = through_norm(values, gate, norm, walk, head, part, of_x, SIZES, BLOCKS, NORMED)
+            sum_norm += of_weight
+            if direction == 0:
+                store_rows(grad_rows, walk, of_x, wanted, dz, ACCUMULATE)
+            elif of_z is not None:
+                store_rows((of_z, tokens * WIDTH, WIDTH), walk, of_x, wanted, dz, False)
             y_stash = stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
             tl.store(y_stash[:, None] + p[None, :], dy.to(OPERANDS))
+            inside = walk[4]
             tl.debug_barrier()
             after, of_step, of_decay, of_skip = chunk_back(
                 *(x_stash, b_stash, c_stash, y_stash, mixed, shares, shares, walk),
@@ -132,9 +146,12 @@ def path_scan_chunk_bwd_kernel(
             tl.store(at + head, of_step, mask=inside)
             tl.debug_barrier()  # before the next chunk, or segment, writes the scratch anew
     row = sequence.to(tl.int64) * PARTS + part
+    norm_row = sequence.to(tl.int64)
     if CUT is not None:
         row = row * tl.num_programs(1) + tl.program_id(1)
+        norm_row = norm_row * tl.num_programs(1) + tl.program_id(1)
     row = row * HEADS + head
+    tl.store(of_norm + norm_row * WIDTH + of_x, sum_norm, mask=wanted)
     tl.store(of_A + row, tl.sum(sum_rate, axis=0))
     tl.store(of_D + row, tl.sum(sum_skip, axis=0))
     tl.store(of_bias + row, tl.sum(sum_bias, axis=0))
@@ -153,13 +170,14 @@ def tile_walk(
 
 @triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "videos", "workers"])
 def path_scan_conv_bwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, y, positions, of_BC, of_dt,
+    rows, video_stride, token_stride, conv_weight, conv_bias, y, positions, of_z, of_BC, of_dt,
     grad_rows, grad_video_stride, grad_token_stride, of_weight, of_bias,
     table, length, sequences, stride, videos, workers,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
     ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of the filters.
+    """x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of the filters; z of
+    grad_rows, where two directions share it, added to.
 
     A program takes a block of channels and every workers-th tile of tokens, with both directions. A token's gradient
     is gathered from those up to TAPS - 1 after it, so tiles overlap by that.
@@ -172,7 +190,8 @@ def path_scan_conv_bwd_kernel(
     TAPS: tl.constexpr = SIZES[4]
     OWN: tl.constexpr = BLOCK_T - TAPS + 1
     CONVOLVED: tl.constexpr = (MIXED + BLOCK_C - 1) // BLOCK_C
-    BLOCKS: tl.constexpr = CONVOLVED + (HEADS + BLOCK_C - 1) // BLOCK_C
+    STEPS: tl.constexpr = (HEADS + BLOCK_C - 1) // BLOCK_C
+    BLOCKS: tl.constexpr = CONVOLVED + STEPS + (0 if of_z is None else (WIDTH + BLOCK_C - 1) // BLOCK_C)
     SHARES: tl.constexpr = HEADS // SIZES[2] * PARTS
     given = (rows, video_stride, token_stride)
     given_grad = (grad_rows, grad_video_stride, grad_token_stride)
@@ -218,26 +237,37 @@ def path_scan_conv_bwd_kernel(
         tl.store(of_weight + at * TAPS + (TAPS - 1 - tap), sum_weight, mask=(tap < TAPS) & wanted[None, :])
         if conv_bias is not None:
             tl.store(of_bias + at + tap * 0, sum_weight, mask=(tap == TAPS) & wanted[None, :])
-    else:
+    elif block < CONVOLVED + STEPS:
         head = (block - CONVOLVED) * BLOCK_C + tl.arange(0, BLOCK_C)
-        wanted = head < HEADS
         for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
-            first = tile % per_sequence * OWN
-            walk = tile_walk(
-                tl.cast(tile // per_sequence, tl.int32), table, first, length, sequences, stride, OWN, BLOCK_T, False
-            )
+            number, first = tl.cast(tile // per_sequence, tl.int32), tile % per_sequence * OWN
+            walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
             for plane in tl.static_range(PARTS * DIRECTIONS):
                 of_plane = (of_dt + tl.cast(positions, tl.int64) * (plane * HEADS), tokens * HEADS, HEADS)
-                total += rows_before(of_plane, walk, head, wanted, 0)
-            store_own(given_grad, walk, WIDTH + MIXED + head, wanted, total, OWN, ACCUMULATE)
+                total += rows_before(of_plane, walk, head, head < HEADS, 0)
+            store_own(given_grad, walk, WIDTH + MIXED + head, head < HEADS, total, OWN, ACCUMULATE)
+    elif of_z is not None:
+        channel = (block - CONVOLVED - STEPS) * BLOCK_C + tl.arange(0, BLOCK_C)
+        for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
+            number, first = tl.cast(tile // per_sequence, tl.int32), tile % per_sequence * OWN
+            walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
+            second = rows_before((of_z, tokens * WIDTH, WIDTH), walk, channel, channel < WIDTH, 0)
+            store_own(given_grad, walk, channel, channel < WIDTH, second, OWN, True)
 
 
 @triton.jit
 def store_own(rows, walk, column, wanted, value, OWN: tl.constexpr, ACCUMULATE: tl.constexpr):
+    """Rows of the tile's own tokens alone, not of those behind."""
+    table, video, start, place, inside, length, reverse = walk
+    own = inside & (tl.arange(0, value.shape[0]) < OWN)
+    store_rows(rows, (table, video, start, place, own, length, reverse), column, wanted, value, ACCUMULATE)
+
+
+@triton.jit
+def store_rows(rows, walk, column, wanted, value, ACCUMULATE: tl.constexpr):
     at, inside = row_starts(rows, walk, 0)
-    at = at[:, None] + column[None, :]
-    mask = (inside & (tl.arange(0, value.shape[0]) < OWN))[:, None] & wanted[None, :]
+    at, mask = at[:, None] + column[None, :], inside[:, None] & wanted[None, :]
     if ACCUMULATE:
         value += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     tl.store(at, value.to(at.dtype.element_ty), mask=mask)

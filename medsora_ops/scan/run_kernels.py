@@ -20,7 +20,8 @@ from medsora_ops.scan.chunk_kernels import (
     walk_of,
     walk_steps,
 )
-from medsora_ops.scan.walk_kernels import row_starts
+from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
+from medsora_ops.scan.walk_kernels import rows_before
 from medsora_ops.triton_math import matmul
 
 
@@ -103,9 +104,9 @@ def ssd_scan_run_bwd_kernel(
 
 @triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "run_segments"])
 def path_scan_run_bwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, y, positions, boundaries, decays,
-    table, length, sequences, stride, run_segments,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, y, positions, norm, of_out,
+    boundaries, decays, table, length, sequences, stride, run_segments,
+    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, NORMED: tl.constexpr,
 ):  # fmt: skip
     """Programs as in ssd_scan_run_bwd_kernel, tensors as in path_scan_chunk_bwd_kernel."""
     BLOCK_T: tl.constexpr = BLOCKS[0]
@@ -121,6 +122,7 @@ def path_scan_run_bwd_kernel(
     direction = sequence % DIRECTIONS
     tokens = tl.cast(sequences * length, tl.int64)
     mixed = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
+    norm = sums_along(norm, direction, positions, tokens, SIZES, BLOCKS, NORMED)
     n = tl.arange(0, BLOCK_N)
     real = n < SIZES[3]
     rate = tl.load(A + head).to(tl.float32)
@@ -134,8 +136,9 @@ def path_scan_run_bwd_kernel(
         walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * STATES + head)
         total, whole = chunk_decay(step, rate)
-        at, inside = row_starts(mixed, walk, 0)
-        dy = tl.load(at[:, None] + of_x[None, :], mask=inside[:, None] & wanted[None, :], other=0.0)
+        gate = load_gate(given, of_out, norm, walk, of_x, wanted)
+        values = rows_before(mixed, walk, of_x, wanted, 0)
+        dy, _, _ = through_norm(values, gate, norm, walk, head, part, of_x, SIZES, BLOCKS, NORMED)
         c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4])
         after = turned_state_before(dy, total, whole, c, after, OPERANDS)
         run_total += whole
