@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch, on_device
+from medsora_ops.launch import launch, on_device, sparing
 from medsora_ops.scan.chunk_config import (
     BACKWARD,
     FORWARD,
@@ -144,6 +144,7 @@ def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, s
         NORMED=mixer.normed(config),
         ACCUMULATE=accumulate,
         **mixer.constants(config),
+        **sparing(mixer.rows.device),
     )
     return of_rows, (of_bias, of_A, of_D, of_norm)
 
