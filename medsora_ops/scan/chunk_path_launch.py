@@ -100,9 +100,9 @@ def path_scan_chunked_backward(
     runs, segments = mixer.runs(config), config.segments(mixer.length)
     with on_device(mixer.rows):
         states = mixer.scratch(mixer.programs(config), segments, *mixer.blocks(config)[1:]) if segments > 1 else None
-        after = (*parameters[-1:], mixer.norm_sums(config), mixer.eps), _strided(whole_rows(grad))
+        norm = (parameters[-1], mixer.norm_sums(config), mixer.eps)
+        after, to_rows = (norm, _strided(whole_rows(grad))), _strided(grad_rows)
         y = mixer.scan(config, runs, states, after)
-        to_rows = _strided(grad_rows)
         of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
         of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
         found = [None if p is None else mixer.scratch(*p.shape) for p in parameters]
@@ -111,8 +111,10 @@ def path_scan_chunked_backward(
 
 
 def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, states, to_rows, accumulate: bool):
-    """y becomes the gradient of x, z of to_rows is written. Returns shares: of z, of B and C, of dt; and of the
-    gradients of dt_bias, A, D and norm_weight."""
+    """y becomes the gradient of x, and z of to_rows, the first direction's share, is written.
+
+    Returns shares of the gradients: of z (the second direction's), of B and C, of dt; and of dt_bias, A, D, norm_weight.
+    """
     (heads, head_dim, groups, state, _), blocks, programs = mixer.sizes, mixer.blocks(config), mixer.programs(config)
     parts, workers = ceil_div(head_dim, blocks[1]), programs * runs.count
     planes = (mixer.directions, *mixer.rows.shape[:2])

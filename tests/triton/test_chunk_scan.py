@@ -246,7 +246,7 @@ def test_path_every_length(device, length, bidirectional):
 
 @pytest.mark.parametrize(
     ("splits", "change"),
-    [(2, dict(bidirectional=False, batch=2, dtype=torch.float16)), (3, dict(groups=2))],
+    [(2, dict(bidirectional=False, batch=2, dtype=torch.float16)), (3, dict(groups=2, norm_groups=4))],
     ids=str,
 )
 def test_path_cut_into_runs(device, splits, change):
