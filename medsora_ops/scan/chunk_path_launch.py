@@ -113,7 +113,7 @@ def path_scan_chunked_backward(
 def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, states, to_rows, accumulate: bool):
     """y becomes the gradient of x, and z of to_rows, the first direction's share, is written.
 
-    Returns shares of the gradients: of z (the second direction's), of B and C, of dt; and of dt_bias, A, D, norm_weight.
+    Returns shares of the gradients of z (the second direction's), of B and C, of dt; of dt_bias, A, D and norm_weight.
     """
     (heads, head_dim, groups, state, _), blocks, programs = mixer.sizes, mixer.blocks(config), mixer.programs(config)
     parts, workers = ceil_div(head_dim, blocks[1]), programs * runs.count
