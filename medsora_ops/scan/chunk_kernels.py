@@ -158,9 +158,9 @@ def start_of_run(boundaries, state, BLOCKS: tl.constexpr, CUT: tl.constexpr):
     if CUT == "ends":
         state = tl.where(run == 0, state, 0.0)
     if CUT == "starts":
-        if run > 0:
-            number = tl.program_id(0).to(tl.int64) * (tl.num_programs(1) - 1) + run - 1
-            state = tl.load(state_addresses(boundaries, number, BLOCKS))
+        number = tl.program_id(0).to(tl.int64) * (tl.num_programs(1) - 1) + run - 1
+        later = tl.full(state.shape, 0, tl.int32) + run > 0  # a branch instead takes registers for the whole loop
+        state = tl.load(state_addresses(boundaries, number, BLOCKS), mask=later, other=state)
     return state
 
 

@@ -289,6 +289,7 @@ class PathMixer:
             CUT=cut,
             NORMED=self.normed(config),
             **self.constants(config),
+            **sparing(self.rows.device),
         )
 
 
