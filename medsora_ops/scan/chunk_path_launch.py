@@ -289,7 +289,6 @@ class PathMixer:
             CUT=cut,
             NORMED=self.normed(config),
             **self.constants(config),
-            **sparing(self.rows.device),
         )
 
 
