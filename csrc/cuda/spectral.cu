@@ -38,21 +38,23 @@ Chip chip(int device) {
 
 void spectral_filter(const FilterCall& call, Stream stream) {
     const FilterJob job = filter_in_blocks(call, false);
-    launch("spectral_filter", spectral_filter_kernel, job, job.blocks, job.cut.threads, stream, job.shared_bytes());
+    launch("spectral_filter", spectral_filter_kernel, job, job.blocks, job.cut.threads, stream, job.shared_bytes(),
+           call.chip.shared_bytes);
 }
 
 void spectral_filter_backward(const FilterCall& call, float* grad_weight, Stream stream) {
     const FilterJob job = filter_in_blocks(call, true);
     const WeightSumJob sum = weight_sum_of(job, call, grad_weight);
     launch("spectral_filter_backward", spectral_filter_kernel, job, job.blocks, job.cut.threads, stream,
-           job.shared_bytes());
+           job.shared_bytes(), call.chip.shared_bytes);
     launch("spectral_filter_backward", weight_sum_kernel, sum, (sum.numbers + sum_threads - 1) / sum_threads,
            sum_threads, stream);
 }
 
 void focal(const FocalCallInBlocks& call, FocalTask task, Stream stream) {
     const FocalJob job = focal_in_blocks(call, task);
-    launch("focal_frequency_loss", focal_kernel, job, job.blocks, job.cut.threads, stream, job.shared_bytes());
+    launch("focal_frequency_loss", focal_kernel, job, job.blocks, job.cut.threads, stream, job.shared_bytes(),
+           call.chip.shared_bytes);
 }
 
 void focal_mean(const FocalMeanJob& job, Stream stream) {
