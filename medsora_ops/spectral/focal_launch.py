@@ -110,13 +110,19 @@ def _of_rows(images: tuple[Tensor, ...], largest: Tensor | None, alpha: float, l
             LOGARITHM=log_matrix,
             **blocks,
             **CONFIG.options(),
-            **launch.sparing(x.device),
+            **_registers(x, sizes),
         )
     return found
 
 
 def _sizes(*images: Tensor) -> Sizes:
     return Sizes.of(_SMALL if max(images[0].shape[-2:]) <= 32 else CONFIG, *images)
+
+
+def _registers(x: Tensor, sizes: Sizes) -> dict:
+    """Of small images, unrolled, NVIDIA's assembler would rather spill than take more than 128 registers."""
+    options = launch.sparing(x.device)
+    return {**options, "maxnreg": 168} if options and sizes.config == _SMALL else options
 
 
 def _arguments(images: tuple[Tensor, ...], sizes: Sizes) -> list:
