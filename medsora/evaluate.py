@@ -186,7 +186,7 @@ def _write(result: dict, evaluation, output: Path, fps: float) -> None:
     """evaluation.json, the page and its pictures, and the table on the terminal."""
     from medsora.evaluation.memorisation import draw_pairs
     from medsora.evaluation.page import write_page
-    from medsora.evaluation.results import table
+    from medsora.evaluation.results import RESULT_FILE, table
     from medsora.files import write_json
 
     found = result["memorisation"]
@@ -194,7 +194,7 @@ def _write(result: dict, evaluation, output: Path, fps: float) -> None:
         found["pairs"] = draw_pairs(
             output / "nearest.png", found, evaluation.samples, evaluation.reference, evaluation.interval
         )
-    write_json(output / "evaluation.json", result)
+    write_json(output / RESULT_FILE, result)
     page = write_page(output, result, evaluation.tiles, fps)
     rows = table(result)
     width = max(len(title) for title, _, _ in rows)
@@ -202,7 +202,7 @@ def _write(result: dict, evaluation, output: Path, fps: float) -> None:
         print(f"{title:<{width}}  {value:>10}  {on}")
     for warning in result["warnings"]:
         print(f"warning   {warning}")
-    print(f"written   {output / 'evaluation.json'}, {page}")
+    print(f"written   {output / RESULT_FILE}, {page}")
 
 
 def _fps(pipeline, reference) -> float:

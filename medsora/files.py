@@ -80,10 +80,15 @@ def load_tensors(path: str | os.PathLike) -> dict:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file shows in many exception types
-        raise ValueError(f"cannot read {path} as a file of tensors: {error}") from error
+        raise ValueError(f"cannot read {path} as a file of tensors: {first_sentence(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"got {path}, wants a file that maps names to tensors")
     return content
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error says, without the advice to programmers that libraries add (PyTorch's is to run a file's code)."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
 
 
 def file_sha256(path: str | os.PathLike) -> str | None:

@@ -18,7 +18,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from medsora.files import file_sha256
+from medsora.files import file_sha256, first_sentence
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 MARK = "#sha256="
@@ -182,10 +182,9 @@ def _from_hub(name: str, place: str, option: str, below: str | None) -> Path:
     try:
         folder = snapshot_download(place, allow_patterns=[f"{within}*.json", f"{within}*.safetensors"])
     except Exception as error:  # no connection, no such name, no right to it: each library has its own exceptions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
         raise ValueError(
-            f"{option}: cannot load {place!r}, there is no such path, and the hub did not give it ({reason}); "
-            f"{advice(name, option)}"
+            f"{option}: cannot load {place!r}, there is no such path, and the hub did not give it "
+            f"({first_sentence(error)}); {advice(name, option)}"
         ) from error
     return Path(folder) / within
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsora.errors import UserError
-from medsora.files import file_sha256
+from medsora.files import file_sha256, first_sentence
 from medsora.processes import local_device
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: got {device!r}, which cannot be used here ({_first_sentence(error)})") from None
+        raise UserError(f"--device: got {device!r}, which cannot be used here ({first_sentence(error)})") from None
     try:
         with quiet_diffusers():
             pipeline = MedSoraPipeline.from_pretrained(model, local_files_only=True)
@@ -65,7 +65,7 @@ def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise UserError(
-            f"--model: {model} cannot be loaded ({type(error).__name__}: {_first_sentence(error)})"
+            f"--model: {model} cannot be loaded ({type(error).__name__}: {first_sentence(error)})"
         ) from error
     return pipeline.to(device)
 
@@ -106,8 +106,3 @@ def lacking_tensors(folder: Path, model: torch.nn.Module) -> list[str]:
         with safe_open(path, framework="pt") as file:
             stored |= set(file.keys())
     return sorted(model.state_dict().keys() - stored)
-
-
-def _first_sentence(error: BaseException) -> str:
-    """The first sentence of an error, without the advice to programmers that libraries add."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]

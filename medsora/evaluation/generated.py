@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medsora.errors import UserError
+from medsora.evaluation.results import RESULT_FILE
 from medsora.files import TEMPORARY_PREFIX, replacing, write_json
 from medsora.processes import ALONE, Processes
 
@@ -78,8 +79,13 @@ class FolderVideos:
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{record} is damaged: it lists no videos") from None
         found, skipped = scan(str(self.folder), PrepareSettings(), output)
-        self.skipped += [(item.source, item.reason) for item in skipped]
-        return [source.name for source in found]
+        self.skipped += [(item.source, item.reason) for item in skipped if not self._is_result(item.source)]
+        return [source.name for source in found if not self._is_result(source.name)]
+
+    def _is_result(self, name: str) -> bool:
+        """Whether a file belongs to an evaluation of before, whose output was put into this folder."""
+        within = (name, *map(str, Path(name).parents))
+        return any((self.folder / place / RESULT_FILE).is_file() for place in within if place != ".")
 
     def _shape_of(self, name: str) -> tuple[int, int, int] | None:
         frames = self._frames(name, self.num_frames)

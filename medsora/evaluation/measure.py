@@ -105,7 +105,8 @@ class Evaluation:
         first = [found[number] for number in sorted(found)]
         self.tiles["generated"] = np.stack(first[:TILES]) if first else np.empty(0, np.uint8)
         self.samples = np.stack(first[: self.settings.nearest]) if first[: self.settings.nearest] else self.samples
-        self.videos.skipped = [item for part in self.processes.gathered(self.videos.skipped) for item in part]
+        skipped = [item for part in self.processes.gathered(self.videos.skipped) for item in part]
+        self.videos.skipped = list(dict.fromkeys(skipped))  # all have looked for the first that can be used
         return self._joined(statistics)
 
     def _real(self) -> ClipStatistics:

@@ -33,6 +33,7 @@ from __future__ import annotations
 import platform
 
 FORMAT = 1
+RESULT_FILE = "evaluation.json"
 FEW = (
     "{title}: {count} {side} {unit}s are too few for features of {size} numbers, so the distance is too large and "
     "depends on their number; compare it only with distances of as many."

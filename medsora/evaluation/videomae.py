@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from medsora.files import first_sentence
+
 FRAMES, IMAGE = 16, 224  # what the original files were trained on; not written in them
 HEAD_WIDTH, HEAD_WIDTH_GIANT, WIDTH_GIANT = 64, 88, 1408
 
@@ -19,8 +21,8 @@ def load_videomae(path: Path, option: str) -> nn.Module:
     """
     try:
         model = _from_folder(path) if path.is_dir() else _from_original(path)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise ValueError(f"{option}: {path} is no VideoMAE that can be read: {_first_line(error)}") from error
+    except Exception as error:  # a damaged or foreign file shows in many exception types
+        raise ValueError(f"{option}: {path} is no VideoMAE that can be read: {first_sentence(error)}") from error
     return VideoMAEFeatures(model).eval()
 
 
@@ -98,7 +100,3 @@ def _renamed(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     for old, new in names.items():
         renamed |= {f"{new}.{end}": state[f"{old}.{end}"] for end in ("weight", "bias")}
     return renamed
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

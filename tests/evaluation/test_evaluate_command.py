@@ -55,6 +55,28 @@ def evaluated(run, dataset, tmp_path_factory):
     return output, json.loads((output / "evaluation.json").read_text())
 
 
+def test_a_folder_is_evaluated_again_without_what_was_written_into_it(dataset, tmp_path):
+    samples, rng = tmp_path / "samples", np.random.default_rng(0)
+    for number in range(2):
+        write_mp4(samples / f"{number}.mp4", rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), 5)
+    again = tmp_path / "again"
+    few = ("--reference_videos", 4, "--nearest", 1)
+    assert call(samples, "--reference", dataset, *few) == 0
+    assert call(samples, "--reference", dataset, *few, "--output", again) == 0
+    first, second = (json.loads((folder / "evaluation.json").read_text()) for folder in (samples / "evaluation", again))
+    assert second["protocol"] == first["protocol"] and second["protocol"]["generated"]["videos"] == 2
+    assert second["generation"] == first["generation"]
+
+
+def test_an_output_that_is_a_file_is_told_in_one_line(run, dataset, tmp_path, capsys):
+    output = tmp_path / "output"
+    output.write_text("mine")
+    assert call(run, "--reference", dataset, "--output", output, *FEW) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: cannot use {output}") and told.count("\n") == 1
+    assert output.read_text() == "mine"
+
+
 def names_in(value):
     """Every key of a result, at any depth, but those that are file names."""
     if isinstance(value, dict):

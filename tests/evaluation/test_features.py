@@ -1,6 +1,7 @@
 """The feature networks on weights made for the purpose: what they are shown, what they give, and what they refuse."""
 
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
@@ -162,6 +163,11 @@ def test_videomae_from_the_original_file(tmp_path):
     torch.save({"module": original_layout(model) | {"blocks.0.norm1.bias": torch.zeros(3)}}, tmp_path / "vit.pth")
     with pytest.raises(ValueError, match="--videomae: .* is no VideoMAE that can be read"):
         VideoMAE(str(tmp_path / "vit.pth"))
+    for content in (b"", b"no weights", pickle.dumps(print)):
+        (tmp_path / "vit.pth").write_bytes(content)
+        with pytest.raises(ValueError, match="--videomae: .* is no VideoMAE that can be read") as refused:
+            VideoMAE(str(tmp_path / "vit.pth"))
+        assert "weights_only" not in str(refused.value)  # no advice to run the file's code
 
 
 def test_videomae_refuses_other_folders(tmp_path):
