@@ -23,6 +23,7 @@ from benchmarks.measure import measured
 from benchmarks.memory import keep_freed_memory
 from benchmarks.playback import PLAYBACK
 
+MOST_COMPILED = 256
 CACHE_SWEEP = 1 << 26  # float32, more than any cache holds
 
 
@@ -42,6 +43,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "compiled: compiles when first called; runs with --compiled")
     config.addinivalue_line("markers", "full: left out of a default run; runs with --full")
+    if config.getoption("compiled"):
+        # By default one function is compiled for eight models or shapes at most, and runs uncompiled for any further.
+        torch._dynamo.config.recompile_limit = MOST_COMPILED
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     config.pluginmanager.register(Run(config), "medsora-benchmarks")
 
 
@@ -120,9 +125,9 @@ class Run:
             terminalreporter.section("growth with tokens")
             terminalreporter.write_line("\n".join(found))
         if name := self.config.getoption("record"):
-            path = record.path_of(name)
-            record.write(finished, path)
-            terminalreporter.write_line(f"\nrecorded in {path}")
+            for path in record.paths_of(name):
+                record.write(finished, path)
+                terminalreporter.write_line(f"\nrecorded in {path}")
 
 
 def usable_device(name: str) -> torch.device:

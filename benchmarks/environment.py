@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -63,16 +64,20 @@ def load_average() -> list[float] | None:
 
 
 def revision() -> dict[str, object]:
-    """The revision of the sources and whether something in the tree differs from it; nothing known outside git."""
+    """The revision of the sources and what in the tree differs from it. A copy without git's history is what the
+    environment variable MEDSORA_REVISION says, and what differs is not known."""
     commit = _git("rev-parse", "HEAD")
     if commit is None:
-        return {"commit": None, "changed": None}
+        return {"commit": os.environ.get("MEDSORA_REVISION"), "changed": None}
     changed = _git("status", "--porcelain", "--untracked-files=no").splitlines()
     return {"commit": commit, "changed": [line[3:] for line in changed]}
 
 
 def command() -> str:
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """As a shell takes it, such as "python -m pytest benchmarks -k 'gather and native'"."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else [Path(sys.argv[0]).name]
+    return shlex.join([*name, *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

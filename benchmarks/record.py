@@ -98,6 +98,12 @@ def path_of(name: str) -> Path:
     return Path(name) if Path(name).suffix == ".json" else RESULTS / f"{name}.json"
 
 
+def paths_of(name: str) -> list[Path]:
+    """`path_of(name)`, and that file's name in the folder that the environment variable OUT names, if there is one."""
+    path = path_of(name)
+    return [path, Path(os.environ["OUT"]) / path.name] if os.environ.get("OUT") else [path]
+
+
 def write(record: dict[str, object], path: Path) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

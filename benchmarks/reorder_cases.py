@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -62,18 +63,18 @@ def reorder_case(operator: str, shape: str, passes: str) -> Case:
 
 
 def _gather(path: ScanPath, tokens: torch.Tensor) -> tuple[Callable, Callable]:
-    both_ways = torch.stack((tokens, tokens.flip(1)))
+    both_ways = functools.cache(torch.stack((tokens, tokens.flip(1))).to)  # moved to a GPU once, not at each call
 
     def composition(x):
-        return x[:, both_ways]
+        return x[:, both_ways(x.device)]
 
     return lambda x: gather(x, path), composition
 
 
 def _merge(path: ScanPath, tokens: torch.Tensor) -> tuple[Callable, Callable]:
-    inverse = tokens.flatten().argsort()
+    inverse = functools.cache(tokens.flatten().argsort().to)
 
     def composition(y):
-        return (y[:, 0] + y[:, 1].flip(2)).flatten(1, 2)[:, inverse]
+        return (y[:, 0] + y[:, 1].flip(2)).flatten(1, 2)[:, inverse(y.device)]
 
     return lambda y: merge(y, path), composition

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -93,8 +92,6 @@ def floors_again(run: Row, limits: GpuLimits) -> None:
 def run_row(device, limits: GpuLimits, load_before, meaningless: bool) -> Row:
     """A whole run, its cases yet to come. meaningless: times are those of an interpreter and tell nothing."""
     found = {**record.circumstances(load_before), "gpu": machine.describe(device), "limits": asdict(limits)}
-    if found["revision"]["commit"] is None:  # a copy of the sources without their history
-        found["revision"]["commit"] = os.environ.get("MEDSORA_REVISION")
     return {**found, "times_are_meaningless": meaningless, "notes": NOTES, "cases": [], "blocks": [], "skipped": {}}
 
 
@@ -104,9 +101,7 @@ def write(run: Row, name: str | None) -> list[Path]:
     if name is None:
         return []
     run["load_average"]["after"] = load_average()
-    paths = [record.path_of(name)]
-    if os.environ.get("OUT"):
-        paths.append(Path(os.environ["OUT"]) / paths[0].name)
+    paths = record.paths_of(name)
     for path in paths:
         record.write(run, path)
     return paths
