@@ -49,12 +49,12 @@ GPU_PYTHON ?= python3
 # Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows.
 MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
 # Hazards between threads in shared memory, of which only the kernels in CUDA C++ take care themselves.
-RACECHECKED ?= zero_weight or equal_images
+RACECHECKED ?= zero_weight or equal_images or same_bits
 test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanitizer if it is on the PATH
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	  || { echo "make test-gpu: $(GPU_PYTHON) has no torch that sees a GPU" >&2; exit 2; }
 	@if command -v nvcc >/dev/null && $(GPU_PYTHON) -c 'import pybind11, setuptools.modified' 2>/dev/null; \
-	then $(GPU_PYTHON) setup.py -q build_ext --inplace; \
+	then MEDSORA_CUDA=1 $(GPU_PYTHON) setup.py -q build_ext --inplace; \
 	else echo "no nvcc, pybind11 or setuptools: only the Triton kernels are tested, and CUDA C++ that was built before"; fi
 	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton tests/ops/test_cuda_reorder.py tests/ops/test_cuda_spectral.py \
 	  $(ARGS)
