@@ -25,6 +25,7 @@ KERNELS = (
     SDPBackend.MATH,
 )
 TRIALS = 3
+CLEARLY = 1.1  # times as fast: what few calls can tell
 SCORES = 1 << 25  # numbers: the definition holds no more scores of a block of queries
 Grid = tuple[int, int, int]
 
@@ -142,11 +143,11 @@ def _attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def choose_kernels(model: nn.Module, x: Tensor, grid: Grid, backward: bool) -> dict[str, dict[str, object]]:
     """Times SDPA's kernels for each `Attention` in `model`, by random numbers of the shape and type that tokens x
-    (B, F*H*W, D) would give it, and sets the fastest.
+    (B, F*H*W, D) would give it, and sets the fastest; what SDPA takes by itself stays where none is clearly faster.
 
-    Returns by the attention's group: "default", what SDPA takes by itself, "fastest", and the "seconds" of each kernel
-    that can run here (few calls: they decide, they are no measurement), the pass back included if `backward`. The
-    plain products are tried only where all scores together are few: beyond, they may not fit in memory.
+    Returns by the attention's group: "default", what SDPA takes by itself, "fastest", which was set, and the "seconds"
+    of each kernel that can run here (few calls: they decide, they are no measurement), the pass back included if
+    `backward`. The plain products are tried only where all scores together are few: beyond, they may not fit in memory.
     """
     found, fastest = {}, {}
     for module in model.modules():
@@ -159,9 +160,12 @@ def choose_kernels(model: nn.Module, x: Tensor, grid: Grid, backward: bool) -> d
             few = q.numel() // HEAD_WIDTH * q.shape[2] <= SCORES
             tried = [kernel for kernel in KERNELS if few or kernel != SDPBackend.MATH]
             seconds = {kernel: t for kernel in tried if (t := _trial(kernel, q, k, v, backward)) is not None}
-            fastest[name] = min(seconds, key=seconds.get, default=SDPBackend.MATH)
+            default = SDPBackend(torch._fused_sdp_choice(q, k, v))
+            best = min(seconds, key=seconds.get, default=SDPBackend.MATH)
+            stays = default in seconds and seconds[default] <= CLEARLY * seconds[best]
+            fastest[name] = default if stays else best
             found[name] = {
-                "default": kernel_name(SDPBackend(torch._fused_sdp_choice(q, k, v))),
+                "default": kernel_name(default),
                 "fastest": kernel_name(fastest[name]),
                 "seconds": {kernel_name(kernel): t for kernel, t in seconds.items()},
             }

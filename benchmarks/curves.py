@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.pictures import COMPILED, FAINT, INK, SOFT, Style, memory_text, write
+from benchmarks.pictures import COMPILED, FAINT, INK, SOFT, Style, add_legend, memory_text, write
 from benchmarks.record import duration
 from benchmarks.records import Row
-from benchmarks.scaling import Points, crossover, fit
+from benchmarks.scaling import Points, about, crossover, exponent, fit
 
 MARKERS = "osD^vP*X"
 OURS = "mixers"
@@ -24,7 +24,8 @@ GAP, LINE = 0.055, 0.045  # between labels, and of text, in heights of a panel
 def draw_scaling(path: Path, rows: Sequence[Row], styles: Mapping[str, Style], title: str) -> None:
     """Time above and, where it was measured, memory below, over tokens; a column for each kind of passes.
 
-    The number at the end of a curve is its exponent. Circles are where our fastest layer crosses another one.
+    The number at the end of a curve is its exponent, with "~" where it bends away from a power by more than a tenth.
+    Circles are where our fastest layer crosses another one.
     """
     figures = {"median time": (duration, "time")}
     if any(row.peak_memory for row in rows):
@@ -53,7 +54,7 @@ def draw_scaling(path: Path, rows: Sequence[Row], styles: Mapping[str, Style], t
         panel.set_xlabel("tokens", fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     handles = [Line2D([], [], label=name, **look) for name, look in looks.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False, handlelength=3)
+    add_legend(figure, handles, most=3, handlelength=3)
     write(figure, path)
 
 
@@ -73,15 +74,18 @@ def exponents(rows: Sequence[Row]) -> list[tuple[str, str, str, str, str]]:
     for name, points in times.items():
         if len(points) > 1:
             of_time, weights = fit(points), memory.get(name, ())
-            of_memory = f"{fit(weights).exponent:.2f}" if len(weights) > 1 else "-"
+            of_memory = exponent(weights) if len(weights) > 1 else "-"
             sizes = f"{points[0][0]:,} to {points[-1][0]:,}"
             residual = f"{of_time.residual:.2f}" if len(points) > 2 else "-"  # any power goes through two points
-            found.append((name, sizes, f"{of_time.exponent:.2f}", residual, of_memory))
+            found.append((name, sizes, exponent(points), residual, of_memory))
     return found
 
 
 def crossings(curves: Mapping[str, Points]) -> list[tuple[str, float | None, str]]:
-    """Our fastest layer against each that is not ours: (other, tokens where they cross or None, sentence)."""
+    """Our fastest layer against each that is not ours: (other, tokens where they cross or None, sentence).
+
+    A sentence ends with how far apart the two are at the largest size that both have: beyond, nothing is said.
+    """
     ours = [name for name in curves if name.startswith(OURS)]
     if not ours:
         return []
@@ -92,13 +96,15 @@ def crossings(curves: Mapping[str, Points]) -> list[tuple[str, float | None, str
         shared = dict(curves[best]).keys() & dict(curves[other]).keys()
         if other in ours or not shared:
             continue
-        gains = [dict(curves[best])[count] < dict(curves[other])[count] for count in sorted(shared)]
+        most = max(shared)
+        gain = dict(curves[other])[most] / dict(curves[best])[most]
+        end = f"({max(gain, 1 / gain):.3g} times at {most:,})"
         if (tokens := crossover(curves[best], curves[other])) is not None:
-            found.append((other, tokens, f"faster than {other} from {tokens:,.0f} tokens on"))
+            found.append((other, tokens, f"faster than {other} from {about(tokens)} tokens on {end}"))
         elif (tokens := crossover(curves[other], curves[best])) is not None:
-            found.append((other, tokens, f"slower than {other} from {tokens:,.0f} tokens on"))
+            found.append((other, tokens, f"slower than {other} from {about(tokens)} tokens on {end}"))
         else:
-            found.append((other, None, f"{'faster' if all(gains) else 'slower'} than {other} at all sizes"))
+            found.append((other, None, f"{'faster' if gain > 1 else 'slower'} than {other} at all sizes {end}"))
     return [(other, tokens, f"{best}: {sentence}") for other, tokens, sentence in found]
 
 
@@ -131,8 +137,7 @@ def _label_ends(panel, curves: Mapping[str, Points], styles: Mapping[str, Style]
         x, y = ends[name]
         to_label = {"transform": panel.transAxes, "clip_on": False, "in_layout": False}
         panel.plot([x + 0.012, x + 0.04], [y, height], color=styles[name]["color"], linewidth=0.8, **to_label)
-        exponent = f"{fit(curves[name]).exponent:.2f}"
-        panel.text(x + 0.045, height, exponent, fontsize=7.5, va="center", color=INK, **to_label)
+        panel.text(x + 0.045, height, exponent(curves[name]), fontsize=7.5, va="center", color=INK, **to_label)
 
 
 def apart(places: Sequence[float], gap: float) -> list[float]:
@@ -149,7 +154,7 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
 def _mark_crossings(panel, curves: Mapping[str, Points]) -> None:
     """Circles, and below the curves from how many tokens on which one is the faster."""
     found = [(other, tokens, sentence) for other, tokens, sentence in crossings(curves) if tokens is not None]
-    lines = [sentence for _, _, sentence in sorted(found, key=lambda each: each[1])]
+    lines = sentences_below(found)
     low, high = panel.get_ylim()
     below = low * (high / low) ** (LINE * len(lines) + 0.03)
     for other, tokens, _ in found:
@@ -163,9 +168,15 @@ def _mark_crossings(panel, curves: Mapping[str, Points]) -> None:
 
 def _make_room(panels, each: Sequence[Mapping[str, Points]]) -> None:
     """Above the curves for exponents, below for sentences on where they cross; the panels share their axis."""
-    most = max(sum(tokens is not None for _, tokens, _ in crossings(curves)) for curves in each)
+    most = max(len(sentences_below(crossings(curves))) for curves in each)
     low, high = panels[0].get_ylim()
     panels[0].set_ylim(low / (high / low) ** (1.7 * LINE * most), high * (high / low) ** 0.08)
+
+
+def sentences_below(crossed: Sequence[tuple[str, float | None, str]]) -> list[str]:
+    """Lines of a picture on the crossings in it by tokens, whose layer is named once."""
+    told = [sentence.split(": ") for _, tokens, sentence in sorted(crossed, key=lambda each: each[1] or 0) if tokens]
+    return [f"{told[0][0]}:", *(rest for _, rest in told)] if told else []
 
 
 def _between(points: Points, tokens: float) -> float:

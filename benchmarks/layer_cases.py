@@ -7,6 +7,7 @@ in 3-D windows. Each is x + mixer(x), projections included, norms and gates, whi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -51,6 +52,7 @@ def layer_case(grid: tuple[int, int, int], dtype: torch.dtype, passes: str, widt
     backends = [row.backend for row in backend_report() if row.operator == "path_scan" and row.available]
     variants = [Variant(f"mixers-{backend}", functools.partial(mixing.on_backend, backend)) for backend in backends]
     variants.append(by_torch_compile(mixing, "mixers+compiled"))
+    variants = [dataclasses.replace(variant, facts=mixing.facts) for variant in variants]
     for name, groups in ATTENTIONS.items():
         variants += AttentionLayer(groups, grid, dtype, width, passes == PASSES[1]).variants(name)
     return Case(
@@ -86,6 +88,10 @@ class Layer:
             weights = dict(self._make().named_parameters())
         return {name: t.detach().to(self.dtype) for name, t in {"x": x, **weights}.items()}
 
+    def facts(self) -> dict[str, object]:
+        """For the record: layers of equal width may differ in how much they can learn."""
+        return {"parameters": sum(parameter.numel() for parameter in self.module.parameters())}
+
     def __call__(self, x: Tensor, **weights: Tensor) -> Tensor:
         return functional_call(self.module, weights, (x, self.grid))
 
@@ -114,9 +120,12 @@ class AttentionLayer(Layer):
         compiled = by_torch_compile(self, f"{name}+compiled", problem)
         calls = ((name, self, False), (compiled.name, compiled.call, True))
         return tuple(
-            Variant(each, functools.partial(self._with_kernels, call), slow, problem, lambda: {"sdpa": self.kernels})
+            Variant(each, functools.partial(self._with_kernels, call), slow, problem, self.facts)
             for each, call, slow in calls
         )
+
+    def facts(self) -> dict[str, object]:
+        return {**super().facts(), "sdpa": self.kernels}
 
     def _with_kernels(self, call, x: Tensor, **weights: Tensor) -> Tensor:
         if not self.kernels:

@@ -37,6 +37,7 @@ COMPILED = "+compiled"
 INK, SOFT, FAINT = "#1c2430", "#5b6675", "#c9d0d8"
 DPI = 130
 BAR = 0.17  # inches
+QUARTILES = Line2D([], [], color=INK, linewidth=0.9, label="quartiles")
 WIDE = 10.0  # a ratio beyond which calls are not drawn to one scale
 Style = dict[str, str]
 
@@ -84,8 +85,9 @@ def draw_floor_bars(path: Path, rows: Sequence[Row], styles: Mapping[str, Style]
         _log_ticks(panel)
         panel.set_title(passes, fontsize=9.5, loc="left", color=SOFT)
         panel.set_xlabel("median time, multiples of the floor", fontsize=9)
-    floor = Line2D([], [], color=INK, linewidth=1.4, label="floor: the limits of this machine, data from memory")
-    _legend(figure, rows, styles, [*_eager_mark(rows), floor])
+    upright = {"marker": "|", "markersize": 13, "markeredgewidth": 1.4, "color": INK, "linestyle": ""}
+    floor = Line2D([], [], **upright, label="floor: the limits of this machine, data from memory")
+    _legend(figure, rows, styles, [QUARTILES, *_eager_mark(rows), floor])
     write(figure, path)
 
 
@@ -142,8 +144,7 @@ def draw_breakdown(
     _plain(axes)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     shown = [kind for kind in colors if kind != "other" or len(sums) > most]
-    handles = [Patch(facecolor=colors[kind], label=kind[:48]) for kind in shown]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    add_legend(figure, [Patch(facecolor=colors[kind], label=kind[:48]) for kind in shown], most=3, fontsize=8)
     write(figure, path)
 
 
@@ -183,7 +184,7 @@ def _draw_bars(
         panel.tick_params(axis="x", labelsize=8)
         panel.set_title(passes, fontsize=9.5, loc="left", color=SOFT)
         panel.set_xlabel(what, fontsize=9)
-    _legend(figure, rows, styles, _eager_mark(rows) if whiskers else [])
+    _legend(figure, rows, styles, [QUARTILES, *_eager_mark(rows)] if whiskers else [])
     write(figure, path)
 
 
@@ -256,8 +257,17 @@ def _legend(figure: Figure, rows: Sequence[Row], styles: Mapping[str, Style], fu
     """What the colours are, and then what else there is to see."""
     names = dict.fromkeys(row.variant for row in rows)
     handles = [Patch(facecolor=styles[n]["color"], hatch=styles[n]["hatch"], edgecolor="white", label=n) for n in names]
-    handles += further
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=9, frameon=False)
+    add_legend(figure, [*handles, *further], most=5)
+
+
+def add_legend(figure: Figure, handles: Sequence, most: int, fontsize: float = 9, **look) -> None:
+    """Below the picture, in as many columns as fit into its width, at most so many."""
+    look |= {"handles": handles, "loc": "outside lower center", "fontsize": fontsize, "frameon": False}
+    for columns in range(min(len(handles), most), 0, -1):
+        legend = figure.legend(ncols=columns, **look)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _eager_mark(rows: Sequence[Row]) -> list[Line2D]:

@@ -38,6 +38,7 @@ class Row:
     the case takes at least; None where none is known. tokens: those of all videos. peak_memory: beyond the inputs.
     clips_per_second: of models. note: what else there is to say, such as the kernels that attention took. breakdown:
     seconds of a call by the kind of work, parts: by the part of a model, both by a profiler; may be empty.
+    parameters: how many numbers a layer or model learns.
     """
 
     level: str
@@ -56,6 +57,7 @@ class Row:
     note: str = ""
     breakdown: Mapping[str, float] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
+    parameters: int | None = None
 
     @property
     def case(self) -> str:
@@ -194,6 +196,7 @@ def variant_row(shared: Mapping[str, object], variant: str, figures: Mapping) ->
         time=time,
         peak_memory=figures.get("peak_memory"),
         clips_per_second=figures.get("clips_per_second"),
+        parameters=figures.get("parameters"),
         note=attention_kernels(figures.get("sdpa") or {}),
         breakdown=breakdown_of(figures),
         parts={part: sum(kinds.values()) for part, kinds in (figures.get("parts") or {}).items()},

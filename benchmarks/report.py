@@ -129,7 +129,8 @@ def draw_figures(start: Path, rows: Sequence[Row], styles, title: str, below: st
     if rows[0].level == "layer" and len({row.tokens for row in rows} - {None}) > 1:
         path = start.with_name(f"{start.name}.png")
         curves.draw_scaling(path, rows, styles, title)
-        yield path, f"{title}: time and memory over tokens; at the end of a curve its exponent. {below}"
+        fits = "at the end of a curve its fitted exponent, with ~ where more than a tenth lies between points and fit"
+        yield path, f"{title}: time and memory over tokens; {fits}. {below}"
         return
     floors = all(row.floor for row in rows)
     draw, what = (pictures.draw_floor_bars, "times over the floor") if floors else (pictures.draw_time_bars, "times")
@@ -220,6 +221,7 @@ def table_of(rows: Sequence[Row], title: str) -> tuple[list[str], list[list[str]
             "clips/s": f"{row.clips_per_second:.3g}" if row.clips_per_second else "",
             "eager": duration(row.eager.median) if row.eager else "",
             "memory": pictures.memory_text(row.peak_memory) if row.peak_memory else "",
+            "parameters": f"{row.parameters / 1e6:.2f} M" if row.parameters else "",
             "attention by": row.note,
         }
         for name, text in line.items():

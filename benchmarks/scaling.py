@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Points = Sequence[tuple[int, float]]
+BENT = 0.1  # residuals above it are marked
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ def fit(points: Points) -> Fit:
     exponent, intercept = np.polyfit(x, y, 1)
     residual = float(np.sqrt(np.mean((y - exponent * x - intercept) ** 2)))
     return Fit(float(exponent), float(np.exp(intercept)), residual)
+
+
+def exponent(points: Points) -> str:
+    """That of the power that fits, as text; "~" before it where the points do not lie on one within a tenth."""
+    fitted = fit(points)
+    return ("~" if fitted.residual > BENT else "") + f"{fitted.exponent:.2f}"
+
+
+def about(tokens: float) -> str:
+    """A crossing as text, in the two digits that sizes far apart can tell."""
+    return f"about {float(f'{tokens:.2g}'):,.0f}"
 
 
 def crossover(one: Points, other: Points) -> float | None:
@@ -104,12 +116,12 @@ def lines(cases: Sequence[Mapping]) -> list[str]:
         for name, of_time in fitted.items():
             sizes = f"{curves[name][0][0]} to {curves[name][-1][0]} tokens"
             points = memory.get(key, {}).get(name, ())
-            of_memory = f", memory as tokens ^ {fit(points).exponent:.2f}" if len(points) > 1 else ""
+            of_memory = f", memory as tokens ^ {exponent(points)}" if len(points) > 1 else ""
             # Any power goes through two points.
             residual = f" (residual {of_time.residual:.2f})" if len(curves[name]) > 2 else ""
             text.append(f"  {name:{width}}  {sizes}: time as tokens ^ {of_time.exponent:.2f}{residual}{of_memory}")
         text += [
-            f"  {found.faster} is faster than {found.slower} from about {found.tokens:.0f} tokens on"
+            f"  {found.faster} is faster than {found.slower} from {about(found.tokens)} tokens on"
             for found in crossovers(curves)
         ]
     return text

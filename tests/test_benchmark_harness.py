@@ -1,5 +1,6 @@
 """The benchmark harness: its counts and floors by hand, what it refuses to time, its order, its records."""
 
+import dataclasses
 import json
 import math
 import os
@@ -185,6 +186,16 @@ def test_only_selected_variants_are_computed_and_without_a_schedule_none_is_time
     assert list(outcomes) == ["chosen"] and outcomes["chosen"].times == []
 
 
+def test_what_compiles_is_called_once_more_before_its_memory_is_taken(monkeypatch):
+    log = []
+    monkeypatch.setattr("benchmarks.measure.peak_memory", lambda call, device: log.append("peak"))
+    monkeypatch.setattr("benchmarks.measure.time_calls", lambda *_: log.append("times") or {})
+    case = square_case(PASSES[0], plain=torch.square, slow=lambda x: log.append("call") or x * x)
+    case = dataclasses.replace(case, variants=(case.variants[0], dataclasses.replace(case.variants[1], compiled=True)))
+    measured(case, ["plain", "slow"], FEW)
+    assert log == ["call", "peak", "call", "peak", "times"]
+
+
 # Order
 
 
@@ -357,7 +368,11 @@ def test_pytest_benchmark_saves_what_was_recorded_and_compares_with_it(tmp_path)
     chosen = ("-k", "merge-1024x512-float32-forward and not backward", f"--benchmark-storage={tmp_path}")
     files = (f"--record={tmp_path / 'run.json'}", f"--benchmark-json={tmp_path / 'benchmark.json'}")
     run_benchmarks(*chosen, *files, "--benchmark-save=first")
-    (case,) = json.loads((tmp_path / "run.json").read_text())["cases"]
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["command"].startswith(
+        "python -m pytest -q benchmarks --budget=0.01 -k 'merge-1024x512-float32-forward and"
+    )
+    (case,) = run["cases"]
     rows = json.loads((tmp_path / "benchmark.json").read_text())["benchmarks"]
     assert {row["params"]["variant"] for row in rows} == set(case["variants"]) and len(rows) > 1
     for row in rows:

@@ -70,6 +70,10 @@ def test_each_attention_takes_the_fastest_kernel_that_runs(monkeypatch):
     found = choose_kernels(model, torch.zeros(1, 4 * 4 * 4, 64), (4, 4, 4), backward=True)
     assert [layer.kernel for layer in model.mixers] == [SDPBackend.MATH] * 2
     assert found["frames"] == {"default": "flash", "fastest": "math", "seconds": {"flash": 2.0, "math": 1.0}}
+    # What SDPA takes by itself stays where few calls cannot tell another one from it.
+    seconds[SDPBackend.FLASH_ATTENTION] = 1.05
+    found = choose_kernels(model, torch.zeros(1, 4 * 4 * 4, 64), (4, 4, 4), backward=True)
+    assert found["frames"]["fastest"] == "flash" and model.mixers[0].kernel == SDPBackend.FLASH_ATTENTION
     # Where all scores together are many, the plain products are not tried: they might not fit.
     monkeypatch.setattr(attention, "SCORES", 10)
     choose_kernels(model, torch.zeros(1, 4 * 4 * 4, 64), (4, 4, 4), backward=True)
@@ -80,7 +84,8 @@ def test_a_kernel_that_cannot_run_here_is_none_to_choose_from():
     model = Attention(64, whole)
     found = choose_kernels(model, torch.zeros(1, 64, 64), (4, 4, 4), backward=True)["whole"]
     assert found["seconds"].keys() == {"flash", "math"}  # the others are for GPUs
-    assert found["fastest"] == min(found["seconds"], key=found["seconds"].get) == attention.kernel_name(model.kernel)
+    assert found["fastest"] == attention.kernel_name(model.kernel)
+    assert found["seconds"][found["fastest"]] <= attention.CLEARLY * min(found["seconds"].values())
 
 
 def test_sizes_that_do_not_fit_are_refused():
@@ -101,6 +106,9 @@ def test_every_layer_is_right_and_has_its_own_gradients(dtype, passes):
     outcomes = measured(case, names, None)
     assert {"mixers-reference", *layer_cases.ATTENTIONS} <= set(names)
     assert [outcome.failure for outcome in outcomes.values()] == [None] * len(names)
+    # In and out 64 x 192 and 64 x 64, twice where space and time are apart; all scans' layers have the same.
+    assert [outcomes[name].facts["parameters"] for name in layer_cases.ATTENTIONS] == [16384, 32768, 16384]
+    assert len({outcomes[name].facts["parameters"] for name in names if name.startswith("mixers")}) == 1
     for name in layer_cases.ATTENTIONS:
         assert outcomes[name].facts["sdpa"]
         back = {"d(x)", "d(mixers.0.enter.weight)"} <= set(outcomes[name].errors)
@@ -189,9 +197,15 @@ def test_curves_and_lines_of_recorded_layers():
     assert curves["mixers-native"] == [(t, t * 1e-6) for t in (256, 1024, 4096)]
     text = "\n".join(scaling.lines(cases))
     assert "full-attention  256 to 4096 tokens: time as tokens ^ 2.00 (residual 0.00), memory as tokens ^ 2.00" in text
-    assert "mixers-native is faster than full-attention from about 1000 tokens on" in text
+    assert "mixers-native is faster than full-attention from about 1,000 tokens on" in text
     table = "\n".join(record.table({"limits": {"copy": 1, "operations": 1, "exponentials": 1}, "cases": cases}))
     assert "full-attention (whole) by the math kernel; here run flash, math; by default flash" in table
+
+
+def test_a_curve_that_is_no_power_and_a_crossing_between_far_sizes_are_told_as_such():
+    assert scaling.exponent(power(1.0, 1.5)) == "1.50"
+    assert scaling.exponent([(256, 1.0), (1024, 12.0), (4096, 8.0)]).startswith("~")
+    assert [scaling.about(tokens) for tokens in (3569.2, 95.4, 12345.0)] == ["about 3,600", "about 95", "about 12,000"]
 
 
 def test_mixing_adds_each_mixer_to_its_tokens():

@@ -76,6 +76,7 @@ def layers() -> dict:
             share = tokens / 1000
             times = dict(zip(MIXERS, (4 * share, share, share**1.5, 0.5 * share**1.5)))
             outcomes = {name: Outcome(spread(number * time), peak=int(1e6 * time)) for name, time in times.items()}
+            outcomes["mixers-native"].facts = {"parameters": 3_900_000}
             outcomes["full-attention"].facts = {"sdpa": {"whole": {"default": "flash", "fastest": "math"}}}
             rows.append(case_row(outcomes, "layer", f"{tokens} tokens", passes, tokens=tokens))
     return record.run_record(rows, LIMITS, None)
@@ -306,9 +307,10 @@ def test_curves_are_the_points_with_their_exponents_and_crossings(folder, drawn,
             assert getattr(line, f"get_{look}")() == getattr(handle, f"get_{look}")()
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert sorted(texts[1:]) == ["1.00", "1.00", "1.50", "1.50"]
-    assert texts[0] == "mixers-native: faster than full-attention from 1,000 tokens on" or texts[0].startswith(
-        "mixers-native: faster than full-attention from 1,000 tokens on\n"
-    )
+    assert texts[0].splitlines()[:2] == [
+        "mixers-native:",
+        "faster than full-attention from about 1,000 tokens on (2.02 times at 4,096)",
+    ]
     circles = [line for line in figure.axes[0].lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
     assert circles[0].get_xdata()[0] == pytest.approx(1000) and circles[0].get_ydata()[0] == pytest.approx(1.0)
     assert legend(figure) == list(MIXERS) and len(figure.axes) == 4
@@ -332,6 +334,18 @@ def require_apart(figure) -> None:
         assert figure.bbox.padded(1).contains(box.x0, box.y0) and figure.bbox.padded(1).contains(box.x1, box.y1), text
 
 
+def test_a_legend_takes_as_many_columns_as_the_picture_has_room_for(drawn, tmp_path):
+    names = [f"{name}-attention{suffix}" for name in ("full", "factorised", "windowed") for suffix in ("", "+compiled")]
+    outcomes = {name: Outcome(spread(0.5), peak=10**6) for name in names}
+    record.write(record.run_record([case_row(outcomes, "model")], LIMITS, None), tmp_path / "a.json")
+    rows, styles = read_record(tmp_path / "a.json").rows, pictures.styles_of(names)
+    pictures.draw_time_bars(tmp_path / "a.png", rows, styles, "step")
+    pictures.draw_memory_bars(tmp_path / "b.png", rows, styles, "step")
+    assert [legend(figure)[: len(names)] for figure in drawn] == [names] * 2 and "quartiles" in legend(drawn[0])
+    for figure in drawn:
+        require_apart(figure)
+
+
 def test_variants_are_told_apart_and_compiled_ones_striped():
     names = ["native", "reference", *(f"variant {number}" for number in range(12)), "variant 0+compiled"]
     styles = pictures.styles_of(names)
@@ -351,10 +365,14 @@ def test_crossings_say_who_is_faster_from_where_or_at_all_sizes():
         "elsewhere": [(7, 1.0)],
     }
     sentences = {other: (tokens, sentence) for other, tokens, sentence in curves.crossings(found)}
-    assert sentences["steeper"][0] == pytest.approx(200) and "faster than steeper from 200" in sentences["steeper"][1]
-    assert sentences["flatter"][0] == pytest.approx(500) and "slower than flatter from 500" in sentences["flatter"][1]
-    assert sentences["fast"] == (None, "mixers: slower than fast at all sizes")
-    assert sentences["slow"] == (None, "mixers: faster than slow at all sizes")
+    assert sentences["steeper"][0] == pytest.approx(200) and sentences["steeper"][1] == (
+        "mixers: faster than steeper from about 200 tokens on (5 times at 1,000)"
+    )
+    assert sentences["flatter"][0] == pytest.approx(500) and sentences["flatter"][1] == (
+        "mixers: slower than flatter from about 500 tokens on (2 times at 1,000)"
+    )
+    assert sentences["fast"] == (None, "mixers: slower than fast at all sizes (10 times at 1,000)")
+    assert sentences["slow"] == (None, "mixers: faster than slow at all sizes (2 times at 1,000)")
     assert "elsewhere" not in sentences and curves.crossings({"full": ours}) == []
 
 
@@ -392,7 +410,8 @@ def test_the_page_holds_everything(folder, tmp_path, capsys):
     assert page.count("<tr>") > sum(len(read_record(folder / f"{name}.json").rows) for name in KINDS)
     for text in ("less exact than allowed", "mamba_ssm is not installed", "clips/s", "math, by default flash"):
         assert text in page
-    assert "mixers-native: faster than full-attention from 1,000 tokens on" in page
+    assert "mixers-native: faster than full-attention from about 1,000 tokens on (2.02 times at 4,096)" in page
+    assert "3.90 M" in page
 
 
 def test_records_of_one_name_keep_pictures_of_their_own(folder, tmp_path):
