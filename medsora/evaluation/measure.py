@@ -213,7 +213,8 @@ class Evaluation:
         found = []
         for item in generation.values():
             if not item["protocol"].get("proxy"):
-                found += results.too_few(item["title"], item["samples"], item["size"], item["real"], item["generated"])
+                recorded = min(item["real"], self._different_frames()) if item["samples"] == "frame" else item["real"]
+                found += results.too_few(item["title"], item["samples"], item["size"], recorded, item["generated"])
         sizes = (self.reference.stored_size, *self.videos.shape[1:])
         if len(set(sizes)) > 1:
             found.append(
@@ -231,6 +232,11 @@ class Evaluation:
         if self.videos.skipped:
             found.append(f"{len(self.videos.skipped)} file(s) were skipped{self._first_skipped()}.")
         return found
+
+    def _different_frames(self) -> int:
+        """How many frames the recorded windows show; windows that overlap show some of them several times."""
+        steps = self.interval * np.arange(self.num_frames)
+        return len({(w.clip, w.flip, frame) for w in self.windows for frame in (w.start + steps).tolist()})
 
     def _first_skipped(self) -> str:
         return f", such as {': '.join(self.videos.skipped[0])}" if self.videos.skipped else ""

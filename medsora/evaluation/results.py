@@ -52,7 +52,10 @@ def versions() -> dict[str, str]:
 
 
 def too_few(title: str, unit: str, size: int, real: int, generated: int) -> list[str]:
-    """A warning for each side that has fewer samples than a feature has numbers, as its covariance is singular then."""
+    """A warning for each side that has fewer samples than a feature has numbers, as its covariance is singular then.
+
+    real, generated: how many different ones there are.
+    """
     sides = {"recorded": real, "generated": generated}
     return [
         FEW.format(title=title, count=count, side=side, unit=unit, size=size)

@@ -13,7 +13,8 @@ class InceptionScore:
     After Salimans et al. 2016, "Improved Techniques for Training GANs".
 
     splits: the score is taken of so many parts, frame i in part i mod splits, and mean and deviation over parts are
-    reported, as its authors do (they cut the set in a row; parts that take turns need no knowledge of its size).
+    reported, as its authors do (they cut the set in a row; parts that take turns need no knowledge of its size). Which
+    frames share a part, and with it the mean a little, depends on how they were spread over the scores that are merged.
     """
 
     def __init__(self, classes: int, splits: int = PARTS):

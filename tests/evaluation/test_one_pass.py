@@ -69,6 +69,29 @@ def test_many_videos_need_the_memory_of_a_few(dataset):
     assert many - few < 4 * drawn(0).nbytes, (few, many)  # 54 videos more
 
 
+class FirstPixels:
+    """Features of a frame: its first so many values."""
+
+    name, title, size, unit, shortest = "pixels", "first pixels", 400, "frame", 1
+    protocol = {"features": "first pixels"}
+
+    def __call__(self, clips):
+        return {"features": clips.reshape(-1, 32 * 32 * 3)[:, : self.size].astype(float)}
+
+
+def test_frames_that_several_windows_show_count_once_in_the_warning(dataset):
+    compared = evaluation(dataset, 60, windows=80)
+    compared.extractors = [FirstPixels()]
+    interval = compared.interval
+    shown = {frame.tobytes() for window in compared.windows for frame in compared.reference.read(window, 8, interval)}
+    found = compared.run()
+    assert found["generation"]["pixels"]["real"] == 8 * 80 > FirstPixels.size > len(shown)
+    assert [w for w in found["warnings"] if "pixels" in w] == [
+        f"first pixels: {len(shown)} recorded frames are too few for features of 400 numbers, so the distance is too "
+        "large and depends on their number; compare it only with distances of as many."
+    ]
+
+
 def test_statistics_in_batches_are_those_of_all_at_once(dataset):
     clips = np.stack([drawn(number) for number in range(7)])
     whole, parts, other = (ClipStatistics([Motion()], 8) for _ in range(3))
