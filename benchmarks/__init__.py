@@ -17,6 +17,7 @@ conftest.py      how all this stands in pytest-benchmark, with playback.py
 records.py       records of every kind read back into rows
 pictures.py      bars of times, floors, memory and parts; curves.py: growth over tokens
 report.py        a page of all that: `python -m benchmarks.report`
+against_attention.py   mixers over attention, as a table in Markdown
 revisions.py     two revisions by turns, what got slower: `python -m benchmarks.revisions`; checkouts.py: where they run
 
 train_step.py times a training step of the denoiser by each backend and without scans, breakdown.py tells where the time

@@ -24,7 +24,8 @@ def case_record(case: Case, outcomes: Mapping[str, Outcome], limits: Limits | Gp
 
     `level` is "operator", "layer" or "model". A variant's `times_as_fast` is, for each other variant, how often its
     median contains this one's; `peak_memory` what a call takes at most beyond its inputs. Operators have `work` and
-    `floor`, each variant its `floor_multiple`; layers have `tokens`; models `clips`, variants `clips_per_second`.
+    `floor`, each variant its `floor_multiple`; layers have `tokens`; models `clips`, variants `clips_per_second`, which
+    for a step `of_steps` that a sampler takes are the clips of all its steps.
     Variants that were not timed stand under `not_timed` with the reason.
     """
     timed = {name: outcome for name, outcome in outcomes.items() if outcome.times}
@@ -45,13 +46,20 @@ def case_record(case: Case, outcomes: Mapping[str, Outcome], limits: Limits | Gp
         if case.work is not None:
             rows[name]["floor_multiple"] = outcome.median / row["floor"]["total"]
         if "clips" in case.facts:
-            rows[name]["clips_per_second"] = case.facts["clips"] / outcome.median
-        rows[name]["times_as_fast"] = {other: timed[other].median / outcome.median for other in timed if other != name}
+            rows[name]["clips_per_second"] = case.facts["clips"] / (outcome.median * case.facts.get("of_steps", 1))
+        rows[name]["times_as_fast"] = {other: times_as_fast(outcome, timed[other]) for other in timed if other != name}
         rows[name] |= {"peak_memory": outcome.peak, "errors": outcome.errors, **outcome.facts}
         if outcome.not_replayed:
             rows[name]["not_replayed"] = outcome.not_replayed
     row["not_timed"] = {name: str(outcome.failure) for name, outcome in outcomes.items() if outcome.failure}
     return row
+
+
+def times_as_fast(one: Outcome, other: Outcome) -> float:
+    """The other's median over that of one: by one clock, which is that of single calls where one was not replayed."""
+    if one.not_replayed or other.not_replayed:
+        one, other = Outcome(one.wall), Outcome(other.wall)
+    return other.median / one.median
 
 
 def timings(outcome: Outcome) -> dict[str, object]:

@@ -93,35 +93,33 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
 
 
 def add_record(report: Report, record: Record, name: str, styles, folder: Path) -> None:
-    """A run: its pictures, its table, what was not timed, its circumstances."""
+    """A run: of each subject the pictures and the tables, then what was not timed, and its circumstances."""
     report.heading(f"{name}, {record.facts['date'][:10]}", level=3)
-    for path, caption in draw_all(record, name, styles, folder):
-        report.image(path, caption)
-    if grown := growth(record):
-        report.table(["growth with tokens", "variant", "tokens", "time ^", "residual", "memory ^"], grown)
-        report.table(["crossings", "times at equal width and tokens"], crossings(record))
-    for (_, subject, dtype), rows in by_subject(record).items():
-        report.table(*table_of(rows, ", ".join(filter(None, (subject, dtype)))))
+    for (level, subject, dtype), rows in by_subject(record).items():
+        title = ", ".join(filter(None, (subject, dtype)))
+        for path, caption in draw_subject(record, rows, title, folder / slug(f"{name}-{title}"), styles):
+            report.image(path, caption)
+        if level == "layer" and (grown := growth(rows)):
+            report.table([f"{title}: growth", "variant", "tokens", "time ^", "residual", "memory ^"], grown)
+            report.table([f"{title}: crossings", "times at equal width and tokens"], crossings(rows))
+        report.table(*table_of(rows, title))
     if record.not_timed:
         report.table(["not timed", "why", "cases"], not_timed(record))
     report.table(["made", "with"], record.facts.items())
 
 
-def draw_all(record: Record, name: str, styles, folder: Path) -> Iterator[tuple[Path, str]]:
-    """The pictures of a run, a file and a caption each."""
+def draw_subject(record: Record, rows: Sequence[Row], title: str, start: Path, styles) -> Iterator[tuple[Path, str]]:
+    """The pictures of one subject of a run, a file and a caption each; the files' names begin with `start`."""
     below = f"{record.machine}, {record.facts['date'][:10]}"
-    for (level, subject, dtype), rows in by_subject(record).items():
-        title = ", ".join(filter(None, (subject, dtype)))
-        start = folder / slug(f"{name}-{title}")
-        if level != "model" or not all(row.breakdown for row in rows):
-            yield from draw_figures(start, rows, styles, title, below)
-        for passes, chosen in broken_down(rows):
-            what = ", ".join(filter(None, (title, passes)))
-            for kind, of in (("kinds of work", "breakdown"), ("parts of the model", "parts")):
-                if any(getattr(row, of) for row in chosen):
-                    path = start.with_name(slug(f"{start.name}-{passes}-{of}") + ".png")
-                    pictures.draw_breakdown(path, chosen, f"{what}: {kind}", operator.attrgetter(of))
-                    yield path, f"{what}: what the time of a call is spent on, by {kind}, as profiled. {below}"
+    if rows[0].level != "model" or not all(row.breakdown for row in rows):
+        yield from draw_figures(start, rows, styles, title, below)
+    for passes, chosen in broken_down(rows):
+        what = ", ".join(filter(None, (title, passes)))
+        for kind, of in (("kinds of work", "breakdown"), ("parts of the model", "parts")):
+            if any(getattr(row, of) for row in chosen):
+                path = start.with_name(slug(f"{start.name}-{passes}-{of}") + ".png")
+                pictures.draw_breakdown(path, chosen, f"{what}: {kind}", operator.attrgetter(of))
+                yield path, f"{what}: what the time of a call is spent on, by {kind}, as profiled. {below}"
 
 
 def draw_figures(start: Path, rows: Sequence[Row], styles, title: str, below: str) -> Iterator[tuple[Path, str]]:
@@ -153,23 +151,24 @@ def by_shapes(rows: Sequence[Row]) -> Iterator[list[Row]]:
         yield [row for row in rows if row.shape in chosen]
 
 
-def growth(record: Record) -> list[tuple[str, ...]]:
+def growth(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Rows of a table of layers: the exponents of each variant."""
-    return [(case, *line) for case, rows in layers(record) for line in curves.exponents(rows)]
+    return [(passes, *line) for passes, some in by_passes(rows) for line in curves.exponents(some)]
 
 
-def crossings(record: Record) -> list[tuple[str, str]]:
+def crossings(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """Rows of a table of layers: where our fastest one crosses the others, or that it does not."""
     return [
-        (case, sentence) for case, rows in layers(record) for _, _, sentence in curves.crossings(curves.curves_of(rows))
+        (passes, sentence)
+        for passes, some in by_passes(rows)
+        for _, _, sentence in curves.crossings(curves.curves_of(some))
     ]
 
 
-def layers(record: Record) -> Iterator[tuple[str, list[Row]]]:
-    """Subject, type and passes as a text, and the rows of these."""
-    for (level, subject, dtype), rows in by_subject(record).items():
-        for passes in dict.fromkeys(row.passes for row in rows if level == "layer"):
-            yield f"{subject}, {dtype}, {passes}", [row for row in rows if row.passes == passes]
+def by_passes(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
+    """The rows of each kind of passes."""
+    for passes in dict.fromkeys(row.passes for row in rows):
+        yield passes, [row for row in rows if row.passes == passes]
 
 
 def not_timed(record: Record) -> list[tuple[str, str, str]]:
@@ -200,16 +199,15 @@ def broken_down(rows: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
             if row.case not in best or row.time.median < best[row.case].time.median:
                 best[row.case] = row
         found = list(best.values())
-    for passes in dict.fromkeys(row.passes for row in found):
-        yield passes, [row for row in found if row.passes == passes]
+    yield from by_passes(found)
 
 
 def table_of(rows: Sequence[Row], title: str) -> tuple[list[str], list[list[str]]]:
     """Header and cells of rows of one subject; columns that none of them has are left out."""
-    plain = {row.case: row.time.median for row in rows if row.variant.removeprefix("mixers-") in PLAIN}
+    plain = {row.case: row for row in rows if row.variant.removeprefix("mixers-") in PLAIN}
     cells: dict[str, list[str]] = {}
     for row in rows:
-        median, times = row.time.median, plain.get(row.case)
+        median, definition = row.time.median, plain.get(row.case)
         line = {
             title: ", ".join(filter(None, (row.shape, row.passes))),
             "variant": row.variant,
@@ -217,7 +215,7 @@ def table_of(rows: Sequence[Row], title: str) -> tuple[list[str], list[list[str]
             "quartiles": spread(row.time.lower, row.time.upper),
             "rounds": str(row.time.rounds),
             "floors": f"{median / row.floor:.2f}" if row.floor else "",
-            "speed-up": f"{times / median:.2f}" if times else "",
+            "speed-up": f"{definition.times_as_long(row):.2f}" if definition else "",
             "clips/s": f"{row.clips_per_second:.3g}" if row.clips_per_second else "",
             "eager": duration(row.eager.median) if row.eager else "",
             "memory": pictures.memory_text(row.peak_memory) if row.peak_memory else "",

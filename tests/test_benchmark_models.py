@@ -93,6 +93,10 @@ def test_a_record_holds_clips_a_second():
     found = record.case_record(case, {"mixers-native": Outcome([0.5, 0.25, 0.5])}, Limits(1, 1, 1, 1, "made up"))
     assert found["level"] == "model" and found["variants"]["mixers-native"]["clips_per_second"] == 16.0
     assert "clips/s" in "\n".join(record.case_lines(found))
+    # Eight clips in 50 steps of half a second.
+    case = sampling_case("tiny", torch.float32)
+    found = record.case_record(case, {"mixers-native": Outcome([0.5])}, Limits(1, 1, 1, 1, "made up"))
+    assert found["variants"]["mixers-native"]["clips_per_second"] == pytest.approx(8 / 25)
 
 
 # Where the time goes

@@ -1,5 +1,6 @@
 """Records of every kind read back as they were written; pictures that show their figures; one page of it all."""
 
+import dataclasses
 import json
 import math
 import re
@@ -11,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import curves, pictures, record, report
+from benchmarks import against_attention, curves, pictures, record, records, report
 from benchmarks.case import Case, Unavailable, Variant
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu.kernels import Kernel
@@ -412,6 +413,34 @@ def test_the_page_holds_everything(folder, tmp_path, capsys):
         assert text in page
     assert "mixers-native: faster than full-attention from about 1,000 tokens on (2.02 times at 4,096)" in page
     assert "3.90 M" in page
+
+
+# Against attention
+
+
+def test_mixers_over_attention_are_a_table_and_a_sentence_a_type(folder, capsys):
+    against_attention.main([str(folder / "layers.json")])
+    lines = capsys.readouterr().out.splitlines()
+    # The fastest on each side: compiled attention takes 0.5 share ** 1.5 where the mixers take one share of 1.024 s.
+    share = [tokens / 1000 for tokens in (256, 1024, 4096)]
+    ratios = [f"{one / (0.5 * one**1.5):.2f}" for one in share]
+    assert lines[2:5] == [
+        f"| layer, {tokens}, float32 | {time} | {ratio} | - | - |"
+        for tokens, time, ratio in zip(
+            ("256 tokens", "1,024 tokens", "4,096 tokens"), ("512 ms", "2.05 s", "8.19 s"), ratios
+        )
+    ]
+    assert "In float32 the mixers are faster than full attention from about 4,000 tokens on" in lines[-1]
+    assert lines[-1].endswith("(measured: 256 to 4,096).")
+    with pytest.raises(UserError, match="operators.json: has no mixers beside attention"):
+        against_attention.main([str(folder / "operators.json")])
+
+
+def test_times_are_compared_by_one_clock():
+    wall = records.Row("layer", "x", "", "", "", "a", records.Timing(6.0, 6.0, 6.0, 1), clock="eager")
+    timing = [records.Timing(seconds, seconds, seconds, 1) for seconds in (2.0, 4.0)]
+    replayed = dataclasses.replace(wall, time=timing[0], clock="device", eager=timing[1])
+    assert wall.times_as_long(replayed) == 1.5 and replayed.times_as_long(replayed) == 1.0
 
 
 def test_records_of_one_name_keep_pictures_of_their_own(folder, tmp_path):

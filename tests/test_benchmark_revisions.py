@@ -139,9 +139,9 @@ def test_started_by_a_hook_it_leaves_what_is_staged_alone_and_starts_no_hooks(re
     (repository / ".git/hooks/post-checkout").chmod(0o755)
     git(repository, "add", "staged.py", "benchmarks/times.json")
     before = git(repository, "status", "--porcelain")
-    with monkeypatch.context() as hook:
-        hook.setenv("GIT_INDEX_FILE", str(repository / ".git" / "index"))  # as a commit hook finds them
-        hook.setenv("GIT_DIR", str(repository / ".git"))
+    with monkeypatch.context() as inside:
+        inside.setenv("GIT_INDEX_FILE", str(repository / ".git" / "index"))  # as a commit hook finds them
+        inside.setenv("GIT_DIR", str(repository / ".git"))
         commits = {"base": checkouts.commit_of(repository, "HEAD"), "new": checkouts.working_tree_commit(repository)}
         with checkouts.checkouts(repository, commits) as folders:
             assert not (folders["base"] / "staged.py").exists() and (folders["new"] / "staged.py").exists()
