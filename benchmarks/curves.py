@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -132,8 +133,11 @@ def _label_ends(panel, curves: Mapping[str, Points], styles: Mapping[str, Style]
     """The exponents beside the ends of the curves, moved apart where they would lie on one another."""
     place = panel.transData + panel.transAxes.inverted()
     ends = {name: place.transform(points[-1]) for name, points in curves.items() if len(points) > 1}
-    order = sorted(ends, key=lambda name: ends[name][1])
-    for name, height in zip(order, apart([ends[name][1] for name in order], GAP)):
+    order = sorted(ends, key=lambda name: (curves[name][-1][0], ends[name][1]))
+    heights = []
+    for _, together in itertools.groupby(order, lambda name: curves[name][-1][0]):  # those that end at the same size
+        heights += below_top(apart([ends[name][1] for name in together], GAP), GAP)
+    for name, height in zip(order, heights):
         x, y = ends[name]
         to_label = {"transform": panel.transAxes, "clip_on": False, "in_layout": False}
         panel.plot([x + 0.012, x + 0.04], [y, height], color=styles[name]["color"], linewidth=0.8, **to_label)
@@ -149,6 +153,11 @@ def apart(places: Sequence[float], gap: float) -> list[float]:
             (middle, count), (other, more) = groups.pop(), groups.pop()
             groups.append(((middle * count + other * more) / (count + more), count + more))
     return [middle + gap * (i - (count - 1) / 2) for middle, count in groups for i in range(count)]
+
+
+def below_top(places: Sequence[float], gap: float, top: float = 1.0) -> list[float]:
+    """The rising places, those at the top moved down until the last is at `top` at most and all keep their gaps."""
+    return [min(place, top - gap * after) for after, place in zip(reversed(range(len(places))), places)]
 
 
 def _mark_crossings(panel, curves: Mapping[str, Points]) -> None:

@@ -382,6 +382,9 @@ def test_labels_are_moved_apart_about_their_middle(places):
     moved = curves.apart(places, 0.05)
     assert len(moved) == len(places) and sum(moved) == pytest.approx(sum(places))
     assert all(after - before >= 0.05 - 1e-12 for before, after in zip(moved, moved[1:]))
+    kept = curves.below_top(moved, 0.05, top=0.5)
+    assert all(after - before >= 0.05 - 1e-12 for before, after in zip(kept, kept[1:])) and max(kept, default=0) <= 0.5
+    assert curves.below_top(moved, 0.05, top=2.0) == moved
     if all(after - before >= 0.05 for before, after in zip(places, places[1:])):
         assert moved == places
 
