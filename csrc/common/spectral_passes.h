@@ -6,6 +6,8 @@
 // Neighbouring threads work on neighbouring lines: no two of them meet in a bank of shared memory.
 #pragma once
 
+#include <cstdint>
+
 #include "block_team.h"
 #include "fft.h"
 #include "spectral_cut.h"
@@ -81,6 +83,24 @@ struct ColumnPlaces {
     MEDSORA_HOST_DEVICE int operator()(int row) const { return (row >> 1) * stride + (row & 1 ? odd : even); }
 };
 
+// The values of a block, which lie in its shared memory. On a GPU their place is a number, not a pointer: of one that
+// went through a choice the compiler no longer knows that, and takes the longer way that leads to any memory.
+struct BlockValues {
+#if defined(__CUDA_ARCH__)
+    std::uint32_t place;
+    MEDSORA_HOST_DEVICE explicit BlockValues(Bin* values)
+        : place(static_cast<std::uint32_t>(__cvta_generic_to_shared(values))) {}
+    MEDSORA_HOST_DEVICE Bin& operator[](int i) const {
+        void* const at = __cvta_shared_to_generic(place + static_cast<std::uint32_t>(i) * std::uint32_t{sizeof(Bin)});
+        return *static_cast<Bin*>(__builtin_assume_aligned(at, sizeof(Bin)));
+    }
+#else
+    Bin* place;
+    MEDSORA_HOST_DEVICE explicit BlockValues(Bin* values) : place(values) {}
+    MEDSORA_HOST_DEVICE Bin& operator[](int i) const { return place[i]; }
+#endif
+};
+
 // Pairs of rows, or the columns of half spectra. One type, so that each pass is compiled once.
 struct Lines {
     Bin* values;
@@ -91,19 +111,18 @@ struct Lines {
     // Values first, first + step, ... of a line. Two steps down a column lie as many pairs of rows further as there are
     // rows in a step, on the same side.
     struct Run {
-        Bin *even, *odd;
-        int step;
-        MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return (j & 1 ? odd : even)[(j >> 1) * step]; }
+        BlockValues values;
+        int even, odd, step;
+        MEDSORA_HOST_DEVICE Bin& operator[](int j) const { return values[(j & 1 ? odd : even) + (j >> 1) * step]; }
     };
     MEDSORA_HOST_DEVICE Run run(int line, int first, int step) const {
         if (!columns) {
-            Bin* const start = values + line * cut->stride + first;
-            return {start, start + step, 2 * step};
+            const int start = line * cut->stride + first;
+            return {BlockValues(values), start, start + step, 2 * step};
         }
-        const int image = static_cast<int>(cut->by_columns.quotient(line));
+        const int image = static_cast<int>(cut->by_columns.quotient(line)), start = image * cut->image_values();
         const ColumnPlaces place(*cut, line - image * cut->columns);
-        Bin* const bins = values + image * cut->image_values();
-        return {bins + place(first), bins + place(first + step), step * cut->stride};
+        return {BlockValues(values), start + place(first), start + place(first + step), step * cut->stride};
     }
 };
 
