@@ -69,12 +69,13 @@ def _evaluate(options, processes: Processes) -> int:
     extractors, lpips = _networks(settings, device)
     pipeline, videos = _videos(target, settings, output, device, processes)
     size = settings.size or min(videos.shape[1:])
+    trained = _as_trained(target)
     reference = processes.from_first(
-        lambda: Reference.open(
-            options.reference, settings.split, size, output / "reference", shown, **_as_trained(target)
-        )
+        lambda: Reference.open(options.reference, settings.split, size, output / "reference", shown, **trained)
     )
     reference.size = size
+    # A run may have cut a data set in another way than was written down when that was prepared.
+    reference.interval, reference.flips = (trained.get(n, getattr(reference, n)) for n in ("interval", "flips"))
     evaluation = Evaluation(videos, reference, extractors, flow_estimate(settings), settings, processes, shown)
     reconstruction = None
     if pipeline is not None and settings.reconstruction_clips and processes.is_first:

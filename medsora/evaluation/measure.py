@@ -42,9 +42,8 @@ class Evaluation:
         self.num_frames, self.size = videos.shape[0], reference.size
         # The proxy, which nobody asked for by name, is left out where clips are too short for it.
         self.extractors = [e for e in extractors if e.name != "motion" or self.num_frames >= e.shortest]
-        self.interval = _else(settings.reference_stride, reference.manifest.settings.get("interval"), 1)
-        prepared_flips = bool(reference.manifest.settings.get("flips"))
-        self.flips = prepared_flips if settings.flips is None else settings.flips
+        self.interval = settings.reference_stride or reference.interval
+        self.flips = reference.flips if settings.flips is None else settings.flips
         self.windows = reference.windows(
             self.num_frames, self.interval, settings.reference_videos, self.flips, settings.seed
         )
@@ -283,8 +282,3 @@ def _resize(before: Sequence[int], size: int) -> str:
         return "none"
     crop = ", long side cut at the centre" if before[0] != before[1] else ""
     return f"short side to {size}, area (down) or bicubic (up){crop}"
-
-
-def _else(*values):
-    """The first that is not None."""
-    return next(value for value in values if value is not None)

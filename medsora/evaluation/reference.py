@@ -27,12 +27,16 @@ class Window:
 class Reference:
     """One split of a prepared data set at a given size, read window by window.
 
+    Attributes: interval, flips: the step between frames, and whether mirror images count, as the data were prepared;
+    both may be set to what a run made of them.
     Raises UserError where it is no such data set, has no clip of that split, or files of it are gone.
     """
 
     def __init__(self, folder: Path, split: str, size: int):
         self.folder, self.split, self.size = Path(folder), split, size
         self.manifest = Manifest.read(self.folder)
+        self.interval = int(self.manifest.settings.get("interval", 1))
+        self.flips = bool(self.manifest.settings.get("flips"))
         self.clips = self.manifest.clips if split == "all" else self.manifest.of_split(split)
         if not self.clips:
             raise UserError(f"--reference: {folder} has no clip of the split {split!r}")

@@ -19,12 +19,12 @@ class EvaluateSettings:
         reference_videos: Recorded windows measured, at most, drawn from all there are.
         num_frames: Frames of a clip on both sides; null: those of the generated videos.
         stride: Step between the frames taken of a generated video.
-        reference_stride: Step between the frames taken of a recording; null: as the data were prepared, or the run's
-            were, else 1.
+        reference_stride: Step between the frames taken of a recording; null: as the run was trained, or else the
+            data prepared.
         size: Height and width in pixels on both sides; null: the generated videos' shorter side.
         split: Recordings compared with: "all", "train" or "val".
-        flips: Count mirror images of recordings as recordings; null: as the data were prepared, or the run's were, else
-            not.
+        flips: Count mirror images of recordings as recordings; null: as the run was trained, or else the data
+            prepared.
         seed: Decides which windows are drawn, and of a run the samples.
         steps: Denoising steps, where a run is sampled.
         scheduler: "ddim", "ddpm", ...; null: the model's own.

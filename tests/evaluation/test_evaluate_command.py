@@ -248,7 +248,7 @@ def test_a_folder_against_recordings_that_are_not_prepared(folder, capsys):
     assert again.names == [f"{number}.npy" for number in range(5)]
 
 
-def test_recordings_for_a_run_are_prepared_as_its_own_were(run, tmp_path):
+def test_recordings_for_a_run_are_cut_as_its_own_were(run, dataset, tmp_path):
     import shutil
 
     shutil.copytree(run, tmp_path / "run")
@@ -260,6 +260,13 @@ def test_recordings_for_a_run_are_prepared_as_its_own_were(run, tmp_path):
     real = json.loads((output / "evaluation.json").read_text())["protocol"]["real"]
     assert (real["stride"], real["flips"], real["windows"]) == (3, True, 6)
     assert json.loads((output / "reference" / "manifest.json").read_text())["settings"]["crop_borders"] is False
+    # the data set tells interval 2, but this run made another use of it
+    assert call(tmp_path / "run", "--reference", dataset, *few) == 0
+    real = json.loads((output / "evaluation.json").read_text())["protocol"]["real"]
+    assert (real["path"], real["stride"], real["flips"]) == (str(dataset), 3, True)
+    assert call(tmp_path / "run", "--reference", dataset, *few, "--reference_stride", 1, "--flips", "false") == 0
+    real = json.loads((output / "evaluation.json").read_text())["protocol"]["real"]
+    assert (real["stride"], real["flips"]) == (1, False)
 
 
 def test_compressed_videos_are_warned_of(tmp_path, dataset):
