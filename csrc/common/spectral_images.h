@@ -71,30 +71,28 @@ MEDSORA_HOST_DEVICE void load_images(const Team& team, const SpectralCut& cut, c
     const auto at = [](const char* address) { return *reinterpret_cast<const Moved*>(address); };
     team.each([&](int thread) {
         for (int unit = thread; unit < units; unit += thread_moves * team.size()) {
-            Moved upper[thread_moves], lower[thread_moves];
+            Moved upper[thread_moves], lower[thread_moves], less_upper[thread_moves]{}, less_lower[thread_moves]{};
             MEDSORA_UNROLL
             for (int k = 0; k < thread_moves; ++k) {
                 const TwoRows rows(cut, pieces, piece, row, unit + k * team.size(), units, sizeof(T));
                 const char* const image = from(rows.image, 0);
                 upper[k] = at(image + rows.upper);
                 lower[k] = at(image + rows.lower);
+                if (!difference) continue;
+                const TwoRows others(cut, pieces, piece, other_row, unit + k * team.size(), units, sizeof(T));
+                const char* const other = from(rows.image, 1);
+                less_upper[k] = at(other + others.upper);
+                less_lower[k] = at(other + others.lower);
             }
             MEDSORA_UNROLL
             for (int k = 0; k < thread_moves; ++k) {
                 const TwoRows rows(cut, pieces, piece, row, unit + k * team.size(), units, sizeof(T));
                 if (!rows.exists) continue;
-                Moved less_upper{}, less_lower{};
-                if (difference) {
-                    const TwoRows others(cut, pieces, piece, other_row, unit + k * team.size(), units, sizeof(T));
-                    const char* const image = from(rows.image, 1);
-                    less_upper = at(image + others.upper);
-                    less_lower = at(image + others.lower);
-                }
                 MEDSORA_UNROLL
                 for (int i = 0; i < piece; ++i) {
                     const float one = float_of(upper[k].value[i]), two = float_of(lower[k].value[i]);
-                    const float a = difference ? one - float_of(less_upper.value[i]) : one;
-                    const float b = difference ? two - float_of(less_lower.value[i]) : two;
+                    const float a = difference ? one - float_of(less_upper[k].value[i]) : one;
+                    const float b = difference ? two - float_of(less_lower[k].value[i]) : two;
                     values[rows.to + i] = {a, rows.both ? b : 0.0f};
                 }
             }
