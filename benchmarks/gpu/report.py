@@ -20,8 +20,8 @@ from benchmarks.work import Work
 
 NOTES = {
     "device": "a call in replays of a CUDA graph that holds it on sets of inputs by turns, together larger than the"
-    f" second-level cache three times over, or {MOST_SETS} sets; eager: wall time of one call, from its beginning to the"
-    " end of its work",
+    f" second-level cache three times over, or {MOST_SETS} sets; eager: wall time of one call, from its beginning to"
+    " the end of its work",
     "floor": "the longest of bytes, operations and exponentials over the limits measured in the same run",
     "chain": "stands in for mamba_ssm: separate kernels with the structure of Mamba-2's chunked pipeline, see"
     " benchmarks/gpu/chain.py",
