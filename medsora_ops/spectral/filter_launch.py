@@ -105,6 +105,8 @@ def filtered(x: Tensor, weight: Tensor, config: FilterConfig, *, conjugate: bool
             BLOCK_W=min(config.width, width),
             **blocks,
             **config.options(),
+            # The two programs that share a multiprocessor may take all registers; NVIDIA's assembler stops earlier.
+            **({"maxnreg": 255} if launch.architecture(x.device).startswith("sm_") else {}),
         )
     return y
 
