@@ -23,7 +23,7 @@ if not INTERPRETED:
 from triton.runtime import interpreter  # noqa: E402
 
 LIMIT = 2**31
-LAST = 4  # programs of each launch that run: as many as one video has, or more
+LAST = 8  # programs of each launch that run: as many as one video has, or more
 FINE = dict(tokens=16, channels=256, segment=2, row_numbers=8192, row_programs=LIMIT, splits=1)
 
 
