@@ -51,7 +51,6 @@ DATA = "builtin:phantom:16"
 def main(arguments: list[str] | None = None) -> None:
     """Trains what is not there yet, then writes the record, the table and the picture."""
     options = _options(arguments)
-    logging.getLogger("medsora").setLevel(logging.ERROR)
     work = options.work / digest(options.steps, options.vae_steps, options.data)
     load_before, todo = environment.load_average(), list(_missing(work, options))
     if todo:
@@ -199,4 +198,5 @@ def _options(arguments: list[str] | None):
 
 
 if __name__ == "__main__":
+    logging.getLogger("medsora").setLevel(logging.ERROR)
     main()

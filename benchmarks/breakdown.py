@@ -77,7 +77,6 @@ def main() -> None:
         parser.error(f"--count: got {options.count}, wants 1 or more")
     if not torch.cuda.is_available() and (large := [size for size in options.sizes if size in ON_GPUS]):
         parser.error(f"--sizes: got {large[0]}, wants a machine with a GPU for that")
-    logging.getLogger("medsora").setLevel(logging.ERROR)
     load_before, pages = environment.load_average(), "kept" if keep_freed_memory() else "fresh"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
     cases = []
@@ -236,4 +235,5 @@ def table(case: Mapping) -> list[str]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("medsora").setLevel(logging.ERROR)
     main()

@@ -56,7 +56,6 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=10.0, metavar="SECONDS", help="for each variant of a size")
     parser.add_argument("--record", metavar="NAME", help="write benchmarks/results/NAME.json, or to a path")
     options = parser.parse_args()
-    logging.getLogger("medsora").setLevel(logging.ERROR)
     load_before, pages = environment.load_average(), "kept" if keep_freed_memory() else "fresh"
     rows = []
     for name in options.sizes:
@@ -220,4 +219,5 @@ def table(row: dict[str, object]) -> list[str]:
 
 
 if __name__ == "__main__":
+    logging.getLogger("medsora").setLevel(logging.ERROR)
     main()
