@@ -51,15 +51,6 @@ def video(folder, index):
     return read_video(folder / f"video-{index:05d}.mp4").frames.astype(int)
 
 
-def shows(folder, index, frames):
-    """Whether the file holds these frames; x264 may choose other bytes for the same ones."""
-    (folder / "expected.mp4").write_bytes(encode_mp4(frames, 5.0))
-    expected = read_video(folder / "expected.mp4").frames.astype(int)
-    (folder / "expected.mp4").unlink()
-    found = video(folder, index)
-    return found.shape == expected.shape and abs(found - expected).mean() < 1
-
-
 def test_files_their_marks_and_their_record(model, tmp_path, capsys):
     assert call("--model", model, "--num-videos", 3, *QUICK, "--seed", 7, "--gif", "--output", tmp_path / "out") == 0
     said = capsys.readouterr()
@@ -79,7 +70,7 @@ def test_files_their_marks_and_their_record(model, tmp_path, capsys):
     assert record["versions"].keys() == {"medsora", "torch", "diffusers", "python"}
     expected = to_uint8(micro_pipeline()(num_videos=3, num_inference_steps=3, seed=7, progress=False).videos)
     for index in range(3):
-        assert shows(tmp_path / "out", index, expected[index])
+        assert (tmp_path / "out" / f"video-0000{index}.mp4").read_bytes() == encode_mp4(expected[index], 5.0)
 
 
 def test_the_pipelines_settings_decide_what_is_not_given(model, capsys):
@@ -199,7 +190,7 @@ class TestLongVideos:
         )
         frames = to_uint8(np.concatenate(list(chunks), axis=1))
         for index in range(2):
-            assert shows(out, index, frames[index])
+            assert (out / f"video-0000{index}.mp4").read_bytes() == encode_mp4(frames[index], 5.0)
         with Image.open(out / "contact-sheet.png") as sheet:
             assert sheet.width > 8 * 32
         settings = json.loads((out / "samples.json").read_text())["settings"]
