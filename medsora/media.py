@@ -94,7 +94,8 @@ class Mp4Writer:
         self._size = size
         if self._synthetic:
             self._container.metadata["title"] = self._container.metadata["comment"] = SYNTHETIC_MARK
-        codec, options = ("libx264", {"crf": "16", "preset": "medium"})
+        # Without cpu-independent x264's choices, and so the bytes, depend on what its memory held before.
+        codec, options = "libx264", {"crf": "16", "preset": "medium", "x264-params": "cpu-independent=1"}
         if codec not in av.codecs_available:
             codec, options = "mpeg4", {"qscale": "2"}
         self._stream = self._container.add_stream(codec, rate=_rate(self._fps), options=options)
