@@ -106,6 +106,11 @@ def sparing(device: torch.device) -> dict:
     return {"ptx_options": "--register-usage-level=3"} if architecture(device).startswith("sm_") else {}
 
 
+def at_most(device: torch.device, registers: int) -> dict:
+    """Options of a kernel that may take so many registers a thread, where NVIDIA's assembler would stop earlier."""
+    return {"maxnreg": registers} if architecture(device).startswith("sm_") else {}
+
+
 def unavailable() -> str | None:
     """None if Triton kernels can run here, else why not."""
     if INTERPRETED:

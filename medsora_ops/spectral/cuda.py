@@ -19,7 +19,7 @@ from medsora_ops import cuda, launch, native
 from medsora_ops.backends import register
 from medsora_ops.spectral.filter_launch import as_read, five_dimensions
 from medsora_ops.spectral.focal_launch import compared, patches
-from medsora_ops.spectral.native import LARGEST_PRIME, LONGEST_SIDE, largest_prime
+from medsora_ops.spectral.native import supports_sides
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _WEIGHTS = (*DTYPES, torch.complex64)
@@ -188,11 +188,8 @@ def _common(images: Tensor) -> dict:
 @functools.cache  # asked at every call
 def refusal(height: int, width: int, shared: int) -> str | None:
     """None if blocks with so many bytes of shared memory hold images of these sides, else why not."""
-    for side in (height, width):
-        if side > LONGEST_SIDE:
-            return f"serves sides up to {LONGEST_SIDE}, not {side}"
-        if (prime := largest_prime(side)) > LARGEST_PRIME:
-            return f"serves sides without prime factors above {LARGEST_PRIME}, not {side} = {side // prime} x {prime}"
+    if (reason := supports_sides(height, width)) is not None:
+        return reason
     needed = native.extension().spectral_shared_bytes((height, width))
     if needed > shared:
         return f"{height} x {width} takes {needed} bytes of a block's shared memory, this GPU has {shared}"

@@ -105,8 +105,7 @@ def filtered(x: Tensor, weight: Tensor, config: FilterConfig, *, conjugate: bool
             BLOCK_W=min(config.width, width),
             **blocks,
             **config.options(),
-            # The two programs that share a multiprocessor may take all registers; NVIDIA's assembler stops earlier.
-            **({"maxnreg": 255} if launch.architecture(x.device).startswith("sm_") else {}),
+            **launch.at_most(x.device, 255),  # two programs share a multiprocessor and may take all that it has
         )
     return y
 

@@ -121,8 +121,8 @@ def _sizes(*images: Tensor) -> Sizes:
 
 def _registers(x: Tensor, sizes: Sizes) -> dict:
     """Of small images, unrolled, NVIDIA's assembler would rather spill than take more than 128 registers."""
-    options = launch.sparing(x.device)
-    return {**options, "maxnreg": 168} if options and sizes.config == _SMALL else options
+    limit = launch.at_most(x.device, 168) if sizes.config == _SMALL else {}
+    return launch.sparing(x.device) | limit
 
 
 def _arguments(images: tuple[Tensor, ...], sizes: Sizes) -> list:

@@ -11,8 +11,8 @@ from torch import Tensor
 from medsora_ops import native
 from medsora_ops.backends import register
 
-LONGEST_SIDE = 1024
-LARGEST_PRIME = 512  # a prime factor costs its square
+_LONGEST_SIDE = 1024
+_LARGEST_PRIME = 512  # a prime factor costs its square
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -126,16 +126,17 @@ def _as_complex(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.complex64).resolve_conj().contiguous()
 
 
-def _supports_sides(height: int, width: int) -> str | None:
+def supports_sides(height: int, width: int) -> str | None:
+    """None for images that the transforms of csrc/common serve, else why not."""
     for side in (height, width):
-        if side > LONGEST_SIDE:
-            return f"serves sides up to {LONGEST_SIDE}, not {side}"
-        if (prime := largest_prime(side)) > LARGEST_PRIME:
-            return f"serves sides without prime factors above {LARGEST_PRIME}, not {side} = {side // prime} x {prime}"
+        if side > _LONGEST_SIDE:
+            return f"serves sides up to {_LONGEST_SIDE}, not {side}"
+        if (prime := _largest_prime(side)) > _LARGEST_PRIME:
+            return f"serves sides without prime factors above {_LARGEST_PRIME}, not {side} = {side // prime} x {prime}"
     return None
 
 
-def largest_prime(n: int) -> int:
+def _largest_prime(n: int) -> int:
     prime = 1
     factor = 2
     while n > 1:
@@ -151,13 +152,13 @@ def largest_prime(n: int) -> int:
 def _supports_filter(x: Tensor, weight: Tensor) -> str | None:
     if x.dtype not in _DTYPES or weight.dtype in (torch.float64, torch.complex128):
         return f"serves float32 and bfloat16 with weights in single precision, not {x.dtype} with {weight.dtype}"
-    return _supports_sides(*x.shape[-2:])
+    return supports_sides(*x.shape[-2:])
 
 
 def _supports_focal(pred: Tensor, target: Tensor, alpha: float, patch_factor: int, *_) -> str | None:
     if pred.dtype not in _DTYPES:
         return f"serves float32 and bfloat16, not {pred.dtype}"
-    return _supports_sides(pred.shape[-2] // patch_factor, pred.shape[-1] // patch_factor)
+    return supports_sides(pred.shape[-2] // patch_factor, pred.shape[-1] // patch_factor)
 
 
 for _operator, _forward, _backward, _supports in (
