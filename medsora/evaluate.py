@@ -58,6 +58,7 @@ def _evaluate(options, processes: Processes) -> int:
     from medsora.evaluation.measure import Evaluation, flow_estimate
     from medsora.evaluation.reference import Reference
     from medsora.evaluation.settings import EvaluateSettings
+    from medsora.files import clear_leftovers
     from medsora.processes import local_device
 
     settings = EvaluateSettings(**{part.name: options[part.name] for part in fields(EvaluateSettings)})
@@ -65,6 +66,8 @@ def _evaluate(options, processes: Processes) -> int:
     target, output = Path(options.target), Path(options.output or Path(options.target) / "evaluation")
     if not target.is_dir():
         raise UserError(f"there is no folder {target}; wants a training run or a folder of generated videos")
+    if processes.is_first:
+        clear_leftovers(output)
     device, shown = local_device(settings.device), not options.quiet
     extractors, lpips = _networks(settings, device)
     pipeline, videos = _videos(target, settings, output, device, processes)

@@ -1,18 +1,27 @@
 """How files come to be, whole or not at all, and how weights and hashes are read from them.
 
 Each writer makes a file of a temporary name in the target's own folder, syncs it to disk, renames it into place and
-syncs the folder. A reader, or a run that was killed, sees the old file or the new one and never a part.
+syncs the folder. A reader, or a run that was killed, sees the old file or the new one and never a part. What a killed
+one leaves under a temporary name the next command clears; what another is still writing holds a lock, and stays.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows, where an open file cannot be removed anyway
+    fcntl = None
+
 TEMPORARY_PREFIX = ".writing-"
+_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{8}-.+")
 
 
 @contextlib.contextmanager
@@ -25,14 +34,59 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.touch(exist_ok=False)
+        with being_written(temporary):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def being_written(temporary: Path) -> Iterator[None]:
+    """Within the block, `clear_leftovers` of any command leaves this file or folder alone.
+
+    It is a lock, which the system lifts when the process ends, however it ends. On a file system without locks there
+    is none, and nothing is cleared either.
+    """
+    descriptor = _locked(temporary)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def clear_leftovers(*folders: str | os.PathLike) -> None:
+    """Removes what commands that were killed left directly in these folders under temporary names."""
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            continue
+        for path in [entry for entry in folder.iterdir() if _TEMPORARY.fullmatch(entry.name)]:
+            descriptor = _locked(path)
+            if descriptor is None:
+                continue  # somebody is writing it
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _locked(path: Path) -> int | None:
+    """A descriptor that holds the lock of a file or folder, or None where another holds it or there are no locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except (OSError, AttributeError):
+        os.close(descriptor)
+        return None
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from medsora.errors import UserError
-from medsora.files import TEMPORARY_PREFIX, file_sha256, replacing, write_json
+from medsora.files import TEMPORARY_PREFIX, clear_leftovers, file_sha256, replacing, write_json
 from medsora.processes import ALONE, Processes, RecordParts
 
 SHEET_VIDEOS = 8
@@ -61,6 +61,7 @@ class SampleFolder:
         if self.record_file.is_file():
             self.record = self._read()
             self._check(settings, hashes)
+            clear_leftovers(self.path)
             self._write(self._parts.read())
             return self.record
         if self.path.is_dir():
@@ -69,6 +70,7 @@ class SampleFolder:
                 raise UserError(
                     f"--output: {self.path} holds files that are no samples of ours ({foreign[0]}), wants another"
                 )
+        clear_leftovers(self.path)
         self.record = fresh
         self._write({})
         return self.record

@@ -15,7 +15,7 @@ from medsora.data.scan import Source, scan
 from medsora.data.settings import PrepareSettings
 from medsora.data.video import UnreadableVideo
 from medsora.errors import UserError
-from medsora.files import file_sha256, save_tensors
+from medsora.files import clear_leftovers, file_sha256, save_tensors
 
 SAVE_EVERY = 5.0  # seconds between writes of the list of what is done, from which an interrupted run goes on
 BURNED_IN_NOTE = (
@@ -49,6 +49,7 @@ def prepare_frames(source: str, output: str | Path, settings: PrepareSettings, p
     sources, skipped = scan(str(source), settings, output)
     before = _previous(output)
     output.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(output, frames_path(output, "").parent)
     salt = "builtin" if str(source).startswith("builtin:") else load_salt(output)
     states = {s.name: _state(s, settings) for s in sources}
     manifest = Manifest(asdict(settings), skipped=skipped)

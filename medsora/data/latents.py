@@ -17,7 +17,7 @@ from tqdm import tqdm
 from medsora.data.manifest import FORMAT, Clip, Manifest, digest, frames_path, latents_path, read_index
 from medsora.data.settings import PrepareSettings
 from medsora.errors import UserError
-from medsora.files import file_sha256, save_tensors, write_json
+from medsora.files import clear_leftovers, file_sha256, save_tensors, write_json
 from medsora.processes import ALONE, Processes, RecordParts
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class _Index:
         """Finds what is done already; the first process puts it into the whole file."""
         self.done = self.processes.from_first(lambda: _intact(self.folder, keys))
         if self.processes.is_first:
+            clear_leftovers(self.folder, latents_path(self.folder, "").parent)
             self._write_whole()
         self.processes.wait()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from medsora.errors import UserError
 from medsora.evaluation.results import RESULT_FILE
-from medsora.files import TEMPORARY_PREFIX, replacing, write_json
+from medsora.files import TEMPORARY_PREFIX, clear_leftovers, replacing, write_json
 from medsora.processes import ALONE, Processes
 
 if TYPE_CHECKING:
@@ -199,6 +199,7 @@ class RunVideos:
                 )
         elif self.folder.is_dir() and any(not f.name.startswith(TEMPORARY_PREFIX) for f in self.folder.iterdir()):
             raise UserError(f"{self.folder} holds files that are none of this command's; give another --output")
+        clear_leftovers(self.folder)
         write_json(record, self._made_by())
 
     def _path(self, number: int) -> Path:

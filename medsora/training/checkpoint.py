@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medsora.errors import UserError
-from medsora.files import TEMPORARY_PREFIX, file_sha256, save_tensors, sync_folder, temporary_path, write_json
+from medsora.files import clear_leftovers, file_sha256, save_tensors, sync_folder, temporary_path, write_json
 
 STATE_FILE = "state.json"
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
@@ -65,7 +65,7 @@ class CheckpointFolder:
         """Writes a checkpoint whole, then removes those beyond the last `keep`; returns its folder."""
         target = self.folder(checkpoint.step)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        clear_leftovers(self.path)
         temporary = temporary_path(target)
         temporary.mkdir()
         files = {}
@@ -100,10 +100,6 @@ class CheckpointFolder:
     def folder(self, step: int) -> Path:
         """The folder of the checkpoint after `step` steps."""
         return self.path / f"step-{step:07d}"
-
-    def _remove_leftovers(self) -> None:
-        for entry in self.path.glob(TEMPORARY_PREFIX + "*"):
-            shutil.rmtree(entry, ignore_errors=True)
 
 
 def read_checkpoint(folder: str | os.PathLike) -> Checkpoint:

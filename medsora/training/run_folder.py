@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsora.errors import UserError
-from medsora.files import TEMPORARY_PREFIX, sync_folder, temporary_path, write_json
+from medsora.files import (
+    TEMPORARY_PREFIX,
+    being_written,
+    clear_leftovers,
+    sync_folder,
+    temporary_path,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from medsora.config import TrainSettings
@@ -61,9 +68,10 @@ class RunFolder:
             )
 
     def claim(self, settings: TrainSettings) -> None:
-        """Records the settings; those that may change between commands are brought up to date."""
+        """Records the settings, those that may change brought up to date, and clears what a killed command left."""
         from medsora import __version__
 
+        clear_leftovers(self.path, self.path / "samples", self.path / "plots")
         write_json(self.settings_file, {"medsora": __version__, "settings": settings.as_dict()})
 
     def done(self, stage: str) -> dict | None:
@@ -86,17 +94,18 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary = temporary_path(path)
     temporary.mkdir()
     try:
-        yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                with open(Path(folder) / name, "rb+") as file:
-                    os.fsync(file.fileno())
-            sync_folder(folder)
-        if path.exists():
-            doomed = temporary_path(path)
-            os.replace(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(temporary, path)
+        with being_written(temporary):
+            yield temporary
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    with open(Path(folder) / name, "rb+") as file:
+                        os.fsync(file.fileno())
+                sync_folder(folder)
+            if path.exists():
+                doomed = temporary_path(path)
+                os.replace(path, doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+            os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
