@@ -52,13 +52,21 @@ class Processes:
             group.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make()` gives in the first process, where alone it is called."""
+        """What `make()` gives in the first process, where alone it is called; its UserError is raised in all."""
         if self.count == 1:
             return make()
         import torch.distributed as group
 
-        box = [make() if self.is_first else None]
+        made = refused = None
+        if self.is_first:
+            try:
+                made = make()
+            except UserError as error:  # the others would wait for what does not come
+                refused = error
+        box = [made, refused]
         group.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
         return box[0]
 
     def gathered(self, value: T) -> list[T]:
