@@ -61,13 +61,15 @@ def _prepare_share(options, processes) -> int:
 
     # both are checked before the long work starts
     alignment, vae = (_alignment(options), load_vae(options.vae)) if options.vae else (None, None)
-    if processes.is_first:
+
+    def read() -> None:
         manifest = prepare_frames(options.source, options.output, settings, progress=not options.quiet)
         _print_summary(manifest, Path(options.output))
-    processes.wait()
+
+    processes.from_first(read)
     if vae is not None:
-        if processes.is_first and options.reconstruction_clips:
-            _measure(options, vae)
+        if options.reconstruction_clips:
+            processes.from_first(lambda: _measure(options, vae))
         _encode(options, settings, alignment, vae, processes)
     return 0
 

@@ -6,13 +6,17 @@ Both have a length and `read(number)`, uint8 (T, H, W, 3), so that no more than 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medsora.data import stills
+from medsora.data.readers import open_recording
+from medsora.data.video import UnreadableVideo
 from medsora.errors import UserError
 from medsora.evaluation.results import RESULT_FILE
 from medsora.files import TEMPORARY_PREFIX, clear_leftovers, replacing, write_json
@@ -23,12 +27,18 @@ if TYPE_CHECKING:
     from medsora.pipeline import MedSoraPipeline
 
 
+LOOKED_AT = 9  # videos, the first that can be used, whose most frequent size and length all are to have
+UNREADABLE = (UnreadableVideo, OSError, SyntaxError)
+UNLIKE = "unlike the others: "  # how a reason begins for which a whole video is skipped
+
+
 class FolderVideos:
     """The videos of a folder: those that its samples.json lists, if it has one, else every file that can be read.
 
     most: how many are taken, in the order of their names. stride, num_frames: step between frames, and how many are
-    taken from the first on (None: all of the first video).
-    Attributes: names; shape, (T, H, W) of the first video that can be used; skipped, (name, reason) of what cannot.
+    taken from the first on (None: all, so that longer videos are unlike the others too).
+    Attributes: names; shape, (T, H, W), what most of the first videos have; skipped, (name, reason) of what cannot be
+    used: damaged files, videos that are too short, and those of another size or length.
     Raises UserError for a folder without videos.
     """
 
@@ -37,30 +47,47 @@ class FolderVideos:
     def __init__(self, folder: Path, most: int, stride: int, num_frames: int | None, output: Path):
         self.folder, self.stride, self.num_frames = Path(folder), stride, num_frames
         self.skipped: list[tuple[str, str]] = []
-        names = self._listed(output)
-        self.shape = None
-        while names and self.shape is None:
-            self.names, self.shape = names[:most], self._shape_of(names[0])
-            names = names[1:]
-        if self.shape is None:
+        names, shapes = self._listed(output), {}
+        while names and len(shapes) < min(LOOKED_AT, most):
+            name = names.pop(0)
+            shape = self._shape_of(name)
+            if shape is not None:
+                shapes[name] = shape
+        if not shapes:
             why = f": {self.skipped[-1][0]}: {self.skipped[-1][1]}" if self.skipped else ", for no video is in it"
             raise UserError(f"{self.folder} holds no generated video that can be used{why}")
+        self.names = [*shapes, *names][:most]
+        self.shape = Counter(shapes.values()).most_common(1)[0][0]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, number: int) -> np.ndarray | None:
-        """The frames, or None, with an entry in `skipped`, for a video that is damaged or too short.
-
-        Raises UserError for a video of another size than the first.
-        """
-        frames = self._frames(self.names[number], self.shape[0])
-        if frames is not None and frames.shape[1:3] != self.shape[1:]:
-            raise UserError(
-                f"{self.folder}: {self.names[0]} is {self.shape[1]} x {self.shape[2]} but {self.names[number]} is "
-                f"{frames.shape[1]} x {frames.shape[2]}, wants a folder of generated videos of one size alone"
-            )
+        """The frames, or None, with an entry in `skipped`, for a video that is damaged or unlike the others."""
+        name, wanted = self.names[number], self.shape
+        try:
+            frames = np.stack(list(islice(self._frames(name), wanted[0] + (self.num_frames is None))))
+        except UNREADABLE as error:
+            return self._skip(name, str(error))
+        if frames.shape[1:3] != wanted[1:]:
+            found, others = (f"{height} x {width}" for height, width in (frames.shape[1:3], wanted[1:]))
+            return self._skip(name, f"{UNLIKE}it is {found}, they are {others}")
+        if len(frames) != wanted[0]:
+            return self._skip(name, self._another_length(len(frames), wanted[0]))
         return frames
+
+    def require_enough(self, used: int) -> None:
+        """Raises UserError for fewer than 2 that could be used, or fewer than were skipped as unlike the others."""
+        unlike = [item for item in self.skipped if item[1].startswith(UNLIKE)]
+        if len(unlike) > used:
+            name, reason = unlike[0]
+            raise UserError(
+                f"{self.folder}: {len(unlike)} of {len(unlike) + used} videos are unlike the other {used}, such as "
+                f"{name} ({reason.removeprefix(UNLIKE)}); wants one size, and one length unless --num_frames is given"
+            )
+        if used < 2:
+            why = f"; {': '.join(self.skipped[0])}" if self.skipped else ""
+            raise UserError(f"{self.folder}: {used} generated video(s) can be used, wants at least 2{why}")
 
     def prepare(self, progress: bool = True) -> None:
         """Nothing to do: the files are there."""
@@ -88,29 +115,34 @@ class FolderVideos:
         return any((self.folder / place / RESULT_FILE).is_file() for place in within if place != ".")
 
     def _shape_of(self, name: str) -> tuple[int, int, int] | None:
-        frames = self._frames(name, self.num_frames)
-        return None if frames is None else frames.shape[:3]
-
-    def _frames(self, name: str, num_frames: int | None) -> np.ndarray | None:
-        from medsora.data import stills
-        from medsora.data.readers import open_recording
-        from medsora.data.video import UnreadableVideo
-
-        path = self.folder / name
-        last = None if num_frames is None else (num_frames - 1) * self.stride + 1
+        """(T, H, W), of no more frames than are asked for; None, with an entry in `skipped`, if it cannot be used."""
+        count, size = 0, None
         try:
-            if path.suffix.lower() in stills.SUFFIXES:  # a generated image is a video of one frame
-                frames = stills.read_still(path)[None]
-            else:
-                frames = np.stack(list(islice(open_recording(path).frames(), 0, last, self.stride)))
-        except (UnreadableVideo, OSError, SyntaxError) as error:
-            self.skipped.append((name, str(error)))
-            return None
-        if num_frames is not None and len(frames) < num_frames:
-            step = f" at a step of {self.stride}" if self.stride > 1 else ""
-            self.skipped.append((name, f"it has {len(frames)} frames{step}, wants {num_frames}"))
-            return None
-        return frames
+            for frame in islice(self._frames(name), self.num_frames):
+                count, size = count + 1, frame.shape[:2]
+        except UNREADABLE as error:
+            return self._skip(name, str(error))
+        if size is None or (self.num_frames is not None and count < self.num_frames):
+            return self._skip(name, self._another_length(count, self.num_frames or 1))
+        return (count, *size)
+
+    def _frames(self, name: str) -> Iterator[np.ndarray]:
+        """Every `stride`-th frame, uint8 (H, W, 3)."""
+        path = self.folder / name
+        if path.suffix.lower() in stills.SUFFIXES:  # a generated image is a video of one frame
+            return iter([stills.read_still(path)])
+        return islice(open_recording(path).frames(), 0, None, self.stride)
+
+    def _another_length(self, count: int, wanted: int) -> str:
+        step = f" at a step of {self.stride}" if self.stride > 1 else ""
+        if self.num_frames is not None:
+            return f"it has {count} frames{step}, wants {wanted}"
+        if count > wanted:
+            return f"{UNLIKE}it has more than their {wanted} frames{step}"
+        return f"{UNLIKE}it has {count} frames{step}, they have {wanted}"
+
+    def _skip(self, name: str, reason: str) -> None:
+        self.skipped.append((name, reason))
 
 
 class RunVideos:
@@ -163,6 +195,9 @@ class RunVideos:
                     with replacing(self._path(number)) as temporary:
                         np.save(temporary, frames)
         self.processes.wait()
+
+    def require_enough(self, used: int) -> None:
+        """Nothing to check: all were sampled."""
 
     def describe(self) -> dict:
         return {"source": "run", "path": str(self.run), "videos": len(self), **self._made_by()}

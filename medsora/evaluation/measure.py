@@ -55,9 +55,8 @@ class Evaluation:
         """Samples what is missing, measures, and returns the result, less "reconstruction"."""
         self.videos.prepare(self.progress)
         generated = self._generated()
+        self.videos.require_enough(generated.clips)
         real = self._real()
-        if generated.clips < 2:
-            raise UserError(f"{generated.clips} generated video can be used, wants at least 2{self._first_skipped()}")
         generation, score = self._distances(real, generated)
         return {
             "format": results.FORMAT,
@@ -229,16 +228,14 @@ class Evaluation:
         if clips < 10:
             found.append(f"The recorded windows are of {clips} clip(s) and overlap: they say little of other patients.")
         if self.videos.skipped:
-            found.append(f"{len(self.videos.skipped)} file(s) were skipped{self._first_skipped()}.")
+            skipped = ": ".join(self.videos.skipped[0])
+            found.append(f"{len(self.videos.skipped)} file(s) were skipped, such as {skipped}.")
         return found
 
     def _different_frames(self) -> int:
         """How many frames the recorded windows show; windows that overlap show some of them several times."""
         steps = self.interval * np.arange(self.num_frames)
         return len({(w.clip, w.flip, frame) for w in self.windows for frame in (w.start + steps).tolist()})
-
-    def _first_skipped(self) -> str:
-        return f", such as {': '.join(self.videos.skipped[0])}" if self.videos.skipped else ""
 
 
 def compare_spectra(real: ClipStatistics, generated: ClipStatistics) -> dict:

@@ -245,7 +245,7 @@ def test_a_folder_against_recordings_that_are_not_prepared(folder, capsys):
     assert "warning   2 file(s) were skipped, such as notes.txt" in said and result["reconstruction"] is None
     assert "motion distance (weight-free proxy)" in said
     again = FolderVideos(folder, 256, 2, 5, folder / "evaluation")  # its own output is no input
-    assert again.names == [f"{number}.npy" for number in range(5)]
+    assert again.names == [f"{number}.npy" for number in (0, 1, 2, 4)]
 
 
 def test_recordings_for_a_run_are_cut_as_its_own_were(run, dataset, tmp_path):
@@ -361,7 +361,7 @@ def test_bad_input_is_one_sentence(arguments, words, folder, dataset, run, tmp_p
     assert words in said and "\n" not in said and said.startswith("error: "), said
 
 
-def test_frames_that_are_gone_and_videos_of_two_sizes(folder, dataset, tmp_path, capsys):
+def test_frames_that_are_gone(folder, dataset, tmp_path, capsys):
     from medsora.data import Manifest
     from medsora.data.manifest import frames_path
 
@@ -371,9 +371,42 @@ def test_frames_that_are_gone_and_videos_of_two_sizes(folder, dataset, tmp_path,
     assert call(folder, "--reference", moved) == 2
     first = frames_path(moved, Manifest.read(moved).clips[0].id)
     assert f"lists 12 clip(s) whose files are gone, such as {first}" in capsys.readouterr().err
-    np.save(folder / "2.npy", np.zeros((10, 32, 32, 3), np.uint8))
-    assert call(folder, "--reference", dataset) == 2
-    assert "0.npy is 40 x 32 but 2.npy is 32 x 32" in capsys.readouterr().err
+
+
+FEW_OF_A_FOLDER = ("--reference_videos", 8, "--nearest", 1)
+
+
+def test_videos_of_another_size_or_length_are_skipped_by_name(folder, dataset, capsys):
+    """The first of the folder among them; what most of the first videos have is what is measured."""
+    np.save(folder / "0.npy", np.zeros((10, 32, 32, 3), np.uint8))
+    np.save(folder / "5.npy", np.zeros((12, 40, 32, 3), np.uint8))
+    assert call(folder, "--reference", dataset, *FEW_OF_A_FOLDER) == 0
+    protocol = json.loads((folder / "evaluation" / "evaluation.json").read_text())["protocol"]
+    assert protocol["num_frames"] == 10 and protocol["generated"]["size"] == [40, 32]
+    assert (protocol["generated"]["videos"], protocol["generated"]["frames"]) == (3, 30)
+    assert protocol["generated"]["skipped"][1:] == [
+        ["0.npy", "unlike the others: it is 32 x 32, they are 40 x 32"],
+        ["3.npy", "unlike the others: it has 4 frames, they have 10"],
+        ["5.npy", "unlike the others: it has more than their 10 frames"],
+    ]
+    assert "4 file(s) were skipped, such as notes.txt" in capsys.readouterr().out
+    with_length = ("--num_frames", 4, "--output", folder / "evaluation")
+    assert call(folder, "--reference", dataset, *FEW_OF_A_FOLDER, *with_length) == 0
+    protocol = json.loads((folder / "evaluation" / "evaluation.json").read_text())["protocol"]
+    assert protocol["generated"]["videos"] == 5  # lengths differ no longer; one is of another size
+
+
+def test_a_folder_whose_videos_mostly_differ_is_one_sentence(folder, dataset, capsys):
+    for number in range(5, 10):
+        np.save(folder / f"{number}.npy", np.zeros((10 + number, 40, 32, 3), np.uint8))
+    assert call(folder, "--reference", dataset, *FEW_OF_A_FOLDER) == 2
+    assert "6 of 10 videos are unlike the other 4, such as 3.npy (it has 4 frames, they have 10); wants one size" in (
+        capsys.readouterr().err
+    )
+    for number in (0, 2, 3, *range(4, 10)):
+        (folder / f"{number}.npy").write_bytes(b"damaged")
+    assert call(folder, "--reference", dataset, *FEW_OF_A_FOLDER) == 2
+    assert "1 generated video(s) can be used, wants at least 2; notes.txt: it is not" in capsys.readouterr().err
 
 
 def test_help_names_sources_measures_and_settings():
