@@ -57,7 +57,7 @@ def run_card(settings: TrainSettings, manifest: Manifest, stages: dict[str, dict
     sections = [
         _opening(name, settings.license),
         "## Data\n\n" + _table(("", ""), _data_rows(settings, manifest)) + "".join(f"\n{n}\n" for n in manifest.notes),
-        "## Training\n\n" + _table(("setting", "value"), _setting_rows(settings, stages)),
+        "## Training\n\n" + _table(("setting", "value"), _setting_rows(settings, manifest, stages)),
         "## Measured\n\n" + _measured(stages),
         USE,
     ]
@@ -124,7 +124,7 @@ def _data_rows(settings: TrainSettings, manifest: Manifest) -> list[tuple[str, s
     return rows
 
 
-def _setting_rows(settings: TrainSettings, stages: dict[str, dict]) -> list[tuple[str, str]]:
+def _setting_rows(settings: TrainSettings, manifest: Manifest, stages: dict[str, dict]) -> list[tuple[str, str]]:
     vae, denoiser, prepare = settings.vae, settings.denoiser, settings.prepare
     backbone = f"pretrained ({Path(vae.pretrained).name}), trained: {vae.trainable}" if vae.pretrained else vae.preset
     size = f"{prepare.size} x {prepare.size} pixels"
@@ -136,10 +136,26 @@ def _setting_rows(settings: TrainSettings, stages: dict[str, dict]) -> list[tupl
         ("optimizer", f"AdamW, learning rate {denoiser.learning_rate:g}, {denoiser.schedule}, "
                       f"weights averaged with decay {denoiser.ema_decay:g}"),
         ("alignment", f"{settings.alignment.representation}, weight {settings.alignment.weight:g}"),
+        ("conditioning", _conditions(settings, manifest)),
         ("noise", f"{settings.diffusion.num_train_timesteps} levels, {settings.diffusion.beta_schedule}"),
         ("sampler", f"{settings.sampling.scheduler}, {settings.sampling.num_inference_steps} steps"),
         ("seed", str(settings.seed)),
     ]  # fmt: skip
+
+
+def _conditions(settings: TrainSettings, manifest: Manifest) -> str:
+    """What a video can be asked for, and how often training withheld it."""
+    from medsora.pipeline_inputs import either
+    from medsora.training.first_frames import given_counts
+
+    denoiser, found = settings.denoiser, []
+    if manifest.labels and denoiser.model.get("num_classes") != 0:
+        found.append(f"class, withheld in {denoiser.label_dropout:.0%} of samples")
+    if denoiser.model.get("first_frame_conditioning", denoiser.first_frame_conditioning):
+        counts = either(given_counts(denoiser.given_frames, settings.prepare.num_frames))
+        noise = f", with noise {denoiser.first_frame_noise:g}" if denoiser.first_frame_noise else ""
+        found.append(f"first frames ({counts}){noise}, withheld in {denoiser.first_frame_dropout:.0%} of samples")
+    return "; ".join(found) or "none"
 
 
 def _steps(stages: dict[str, dict], stage: str) -> str:

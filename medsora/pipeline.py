@@ -45,6 +45,7 @@ class MedSoraPipeline(SharedPipeline):
     height, width, num_frames, fps: what the model was trained on; the defaults of a call, saved with the model.
     class_names: the names of the denoiser's classes in their order, if known.
     given_frames: how many first frames the denoiser was shown in training: of 1, 8 and 9.
+    given_noise: standard deviation of the noise that was on their scaled latents in training, and is in sampling.
     Raises ValueError for parts that do not fit each other.
     """
 
@@ -60,7 +61,8 @@ class MedSoraPipeline(SharedPipeline):
         num_frames: int = 16,
         fps: float = 6.0,
         class_names: Sequence[str] | None = None,
-        given_frames: Sequence[int] = (1,),
+        given_frames: list[int] | tuple[int, ...] = (1,),  # a kind that diffusers knows when it loads
+        given_noise: float = 0.0,
     ):
         super().__init__()
         if vae.config.latent_channels != denoiser.config.in_channels:
@@ -75,6 +77,8 @@ class MedSoraPipeline(SharedPipeline):
             raise ValueError(
                 f"class_names: got {len(class_names)} names, wants {denoiser.config.num_classes}, one a class"
             )
+        if not 0 <= given_noise < math.inf:
+            raise ValueError(f"given_noise: got {given_noise}, wants a number of 0 or more")
         self.register_modules(vae=vae, denoiser=denoiser, scheduler=scheduler)
         self.register_to_config(
             height=height or vae.config.sample_height,
@@ -83,6 +87,7 @@ class MedSoraPipeline(SharedPipeline):
             fps=float(fps),
             class_names=list(class_names) if class_names else None,
             given_frames=sorted(given_frames),
+            given_noise=float(given_noise),
         )
         self._captures_graphs = False
 
@@ -309,6 +314,9 @@ class MedSoraPipeline(SharedPipeline):
         """Scaled latents (B, F, C, h, w) of some of the videos; given: latents (1 or B, F, C, h, w) or None."""
         generators = [video_generator(wanted.seed, wanted.first_index + row, window) for row in rows]
         noise = torch.stack([torch.randn(wanted.shape, generator=g) for g in generators])
+        if given is not None and self.config.given_noise:
+            drawn = torch.stack([torch.randn(given.shape[1:], generator=g) for g in generators])
+            given = given + self.config.given_noise * drawn.to(given)
         labels = None if wanted.labels is None else wanted.labels[list(rows)].to(self._execution_device)
         guidance_scale = 1.0 if labels is None and given is None else wanted.guidance_scale
         sampler = self._sampler(wanted.scheduler, wanted.steps)

@@ -66,6 +66,15 @@ def test_what_is_not_known_is_said_so(tmp_path):
     assert "Not recorded with this model" in plain_card(micro_pipeline())
 
 
+def test_conditions_are_settings_too():
+    first = ("--denoiser.first_frame_conditioning", "true", "--denoiser.first_frame_noise", "0.1")
+    card = run_card(settings_of("--prepare.num_frames", "16", *first), a_manifest(), STAGES)
+    given = "first frames (1 or 8), with noise 0.1, withheld in 20% of samples"
+    assert f"| conditioning | class, withheld in 10% of samples; {given} |" in card
+    plain = run_card(settings_of("--denoiser.model", '{"num_classes": 0}'), a_manifest(), STAGES)
+    assert "| conditioning | none |" in plain
+
+
 def test_a_patient_on_both_sides_is_told():
     manifest = a_manifest()
     manifest.clips[3].patient = "SECRET1"

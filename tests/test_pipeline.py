@@ -245,6 +245,25 @@ class TestConditions:
         assert inputs["first_frames"][:, latent_count:].abs().max() == 0
         assert (made - latents(pipeline, num_frames=16, num_videos=2, num_inference_steps=1)).abs().max() > 1e-3
 
+    def test_given_frames_carry_the_noise_they_had_in_training(self, pipeline, tmp_path):
+        call = dict(num_frames=16, first_frame=given_frames(8), num_inference_steps=1, seed=3)
+        noised, seen = micro_pipeline(), []
+        noised.register_to_config(given_noise=0.25)
+        noised.save_pretrained(tmp_path)
+        noised = MedSoraPipeline.from_pretrained(tmp_path)
+        for model in (pipeline, noised):
+            with model.denoiser.register_forward_pre_hook(lambda _, a, k: seen.append((a, k)), with_kwargs=True):
+                latents(model, num_videos=3, **call)
+        latents(noised, num_frames=16, num_inference_steps=1, seed=3)  # nothing is given: nothing to put noise on
+        ((start, *_), clean), ((same, *_), dirty) = seen
+        noise = (dirty["first_frames"] - clean["first_frames"])[:, :2]
+        assert torch.equal(start, same) and dirty["first_frames"][:, 2:].eq(0).all()
+        assert abs(float(noise.std()) - 0.25) < 0.05 and len({float(video.sum()) for video in noise}) == 3
+        alone = latents(noised, first_index=2, **call)
+        torch.testing.assert_close(latents(noised, num_videos=3, **call)[2:], alone, **CLOSE)
+        with pytest.raises(ValueError, match="given_noise: got -1, wants a number of 0 or more"):
+            MedSoraPipeline(pipeline.vae, pipeline.denoiser, pipeline.scheduler, given_noise=-1)
+
     def test_given_frames_as_bytes_floats_tensors_or_one_picture(self, pipeline):
         frame = given_frames(1)
         made = [

@@ -124,13 +124,16 @@ class LatentDraws:
         return {f"{kind}.{name}": tensor for name, tensor in batch.items()}
 
     def _given(self, draws: Draws, chosen: list[int], step: int, indices: range, like: Tensor) -> dict[str, Tensor]:
-        """Each sample's first frames, some withheld; how many it is shown is drawn for it."""
+        """Each sample's first frames, with noise on them and some withheld; how many it is shown is drawn for it."""
         frames, mask = torch.zeros_like(like), torch.zeros(like.shape[:2])
         counts = sorted(self.first_frames)
         places = draws.uniform("given frames", step, indices) * len(counts)
         withheld = draws.chance("first frame dropout", step, indices, self.settings.first_frame_dropout)
         for row, (entry, place) in enumerate(zip(chosen, places, strict=True)):
             shown = self.first_frames[counts[int(place)]][entry] * self.scaling_factor
+            if self.settings.first_frame_noise:
+                noise = draws.normal("first frame noise", step, [indices[row]], shown.shape)[0]
+                shown = shown + self.settings.first_frame_noise * noise
             frames[row, : len(shown)] = shown
             mask[row, : len(shown)] = float(not withheld[row])
         return {"first_frames": frames, "first_frames_mask": mask}

@@ -63,6 +63,7 @@ def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings, class_n
         fps=settings.sampling.fps,
         class_names=class_names,
         given_frames=given_counts(settings.denoiser.given_frames, settings.prepare.num_frames) if conditioned else (1,),
+        given_noise=settings.denoiser.first_frame_noise if conditioned else 0.0,
     )
     for name, part in (("denoiser", denoiser), ("scheduler", scheduler)):
         with replacing_folder(run / name) as temporary:

@@ -123,6 +123,9 @@ class DenoiserSettings(LoopSettings):
         given_frames: How many first frames it is shown, each equally often, of 1, 8 and 9; null: 1, and 8 in windows
             of 8k frames or 9 in those of 8k + 1 where these are longer.
         first_frame_dropout: How often given first frames are withheld.
+        first_frame_noise: Standard deviation of noise on the latents of given first frames, whose own is about 1, in
+            training and in sampling: what a window of a long video is given was sampled itself and is not as clean as
+            data (conditioning augmentation, Ho et al. 2022, arXiv:2106.15282, at one level); 0 for none.
         gradient_checkpointing: Recompute blocks in the backward pass: less memory, more time.
         sample_every: Steps between grids of samples from the averaged weights, 0 for none.
     """
@@ -135,13 +138,14 @@ class DenoiserSettings(LoopSettings):
     first_frame_conditioning: bool = False
     given_frames: tuple[int, ...] | None = None
     first_frame_dropout: float = 0.2
+    first_frame_noise: float = 0.0
     gradient_checkpointing: bool = False
     sample_every: int = 0
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("images_per_batch", "image_loss_weight", "sample_every"):
-            if not getattr(self, name) >= 0:
+        for name in ("images_per_batch", "image_loss_weight", "first_frame_noise", "sample_every"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name}: got {getattr(self, name)}, wants 0 or more")
         for name in ("label_dropout", "first_frame_dropout"):
             if not 0 <= getattr(self, name) <= 1:

@@ -119,6 +119,24 @@ def test_how_many_frames_are_given_is_drawn_for_each_sample(clips):
     assert torch.equal(batches[3]["video.first_frames"], torch.cat(halves))
 
 
+def test_noise_on_given_frames_is_a_draw_of_its_own(clips):
+    """Of the stated size, on the given places alone, the same whatever shares the batch; else all is as without."""
+    given = {8: torch.zeros(len(clips), 2, 8, 4, 4)}
+    plain, noised = (
+        latent_draws(clips, DenoiserSettings(batch_size=8, first_frame_noise=level), first_frames=given)
+        for level in (0.0, 0.3)
+    )
+    batches = [noised(step, Part()) for step in range(5)]
+    noise = torch.cat([batch.pop("video.first_frames")[:, :2] for batch in batches])
+    assert abs(float(noise.std()) - 0.3) < 0.01 and abs(float(noise.mean())) < 0.01
+    assert len({float(sample.sum()) for sample in noise}) == len(noise) == 40
+    without = plain(3, Part())
+    assert without.pop("video.first_frames").eq(0).all()
+    assert all(torch.equal(batches[3][name], tensor) for name, tensor in without.items())
+    halves = torch.cat([noised(3, Part(i, 2))["video.first_frames"] for i in range(2)])
+    assert torch.equal(halves[:, :2], noise[24:32]) and halves[:, 2:].eq(0).all()
+
+
 @pytest.mark.parametrize(
     "num_frames, counts", [(8, [1]), (9, [1]), (16, [1, 8]), (17, [1, 9]), (24, [1, 8]), (25, [1, 9])]
 )
