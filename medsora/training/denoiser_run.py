@@ -73,10 +73,8 @@ class DenoiserRun:
             "parameters": sum(p.numel() for p in self.denoiser.parameters()),
             "probed": self.probed,
         }
+        final = trainer.look(self._finish)
         if self.accelerator.is_main_process:
-            with trainer.average.applied():
-                final = self.probe.measure(self.denoiser)
-                save_denoiser(self.run, self.denoiser, self.settings, self.class_names)
             baseline = self._baseline()
             facts |= {"denoising_loss": final, "baseline": baseline}
             if baseline:
@@ -86,15 +84,18 @@ class DenoiserRun:
                 )
         return facts
 
+    def _finish(self, module: denoiser_stage.DenoiserTraining) -> dict[str, float]:
+        save_denoiser(self.run, module.denoiser, self.settings, self.class_names)
+        return self.probe.measure(module.denoiser)
+
     def _after_step(self, step: int, trainer: Trainer) -> None:
         if step == self.settings.evaluation.baseline_step:
-            with trainer.average.applied():
-                measured = self.probe.measure(self.denoiser)
-            write_json(self.run / BASELINE_FILE, {"step": step, "inputs": self.task.inputs, **measured})
+            measured = trainer.look(lambda module: self.probe.measure(module.denoiser))
+            if measured is not None:
+                write_json(self.run / BASELINE_FILE, {"step": step, "inputs": self.task.inputs, **measured})
         every = self.settings.denoiser.sample_every
         if every and step % every == 0:
-            with trainer.average.applied():
-                sample_grid(self.run, step, self.vae, self.denoiser, self.settings)
+            trainer.look(lambda module: sample_grid(self.run, step, self.vae, module.denoiser, self.settings))
 
     def _baseline(self) -> dict | None:
         path = self.run / BASELINE_FILE

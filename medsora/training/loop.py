@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,9 +26,11 @@ from medsora.training.metrics_log import MetricsLog
 from medsora.training.optimization import learning_rate_at, uses_bf16
 from medsora.training.progress import step_bar
 from medsora.training.settings import LoopSettings, samples_at_once
+from medsora.training.sharding import laid_out
 from medsora.training.stopping import Interrupted, StopRequests
 
 _log = logging.getLogger("medsora")
+T = TypeVar("T")
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -39,7 +42,7 @@ class Task:
     module: forward(batch) -> (loss, {name: value}), scalars, means over the batch it is given.
     draw: (step, part) -> the batch of that part, CPU tensors by name; a pure function.
     inputs: a fingerprint of the data; a checkpoint of other inputs is not continued.
-    after_step: called on the main process with (steps done, trainer) after each step, before a checkpoint.
+    after_step: called in every process with (steps done, trainer) after each step, before a checkpoint.
     """
 
     name: str
@@ -117,12 +120,19 @@ class Trainer:
                     self._write_log(log, (self.step - first) / (time.perf_counter() - started))
                 bar.set_postfix(loss=f"{values['loss']:.4g}", refresh=False)
                 bar.update()
-                if self.accelerator.is_main_process:
-                    self.task.after_step(self.step, self)
+                self.task.after_step(self.step, self)
                 if self.step % self.settings.checkpoint_every == 0 or self.step == limit or stop:
                     self._save()
                 if stop and self.step < limit:
                     raise Interrupted(stop, f"{self.task.name} step {self.step} of {limit}")
+
+    def look(self, at: Callable[[nn.Module], T]) -> T | None:
+        """at(the task's module with the averaged weights, whole) in the first process, where alone it is called.
+
+        Every process calls this; in the others it returns None at once.
+        """
+        with self.layout.averaged(self.average) as module:
+            return None if module is None else at(module)
 
     def _step(self, batches: list[dict[str, torch.Tensor]]) -> tuple[dict[str, float], int]:
         """One optimizer step; returns the values averaged over the global batch and a stop request's signal or 0."""
@@ -132,13 +142,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(batches):
-            with self._synchronised_last(number):
+            with self.layout.exchanging(last=number == settings.accumulation - 1):
                 loss, parts = self._forward(batch, number)
                 (loss / settings.accumulation).backward()
             for name, value in {"loss": loss, **parts}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / settings.accumulation
         limit = settings.gradient_clip if settings.gradient_clip > 0 else math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        norm = float(self.layout.whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
         values, stop = self._averaged_over_processes(totals)
         values["gradient_norm"] = norm
         counters.step += 1
@@ -160,12 +170,6 @@ class Trainer:
         batch = {name: tensor.to(self.accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.bf16):
             return self.model(batch)
-
-    def _synchronised_last(self, number: int):
-        """Gradients are exchanged once a step, with the last micro-batch."""
-        if number == self.settings.accumulation - 1:
-            return contextlib.nullcontext()
-        return self.accelerator.no_sync(self.model)
 
     def _averaged_over_processes(self, totals: dict[str, torch.Tensor]) -> tuple[dict[str, float], int]:
         names = sorted(totals)
@@ -235,7 +239,8 @@ class Trainer:
             )
 
     def _prepare_module(self) -> None:
-        self.model = self.accelerator.prepare_model(self.task.module)
+        self.layout = laid_out(self.task.module, self.accelerator)
+        self.model = self.layout.model
         if self.settings.compile:
             self.model = torch.compile(self.model)
         self.names = [name for name, _ in trained_parameters(self.task.module)]
@@ -258,14 +263,15 @@ class Trainer:
         return dict(zip(self.names, self.parameters, strict=True)) | buffers
 
     def _save(self) -> None:
+        moments = {
+            f"{moment}.{name}": self.optimizer.state[p][moment]
+            for name, p in zip(self.names, self.parameters, strict=True)
+            if p in self.optimizer.state
+            for moment in MOMENTS
+        }
+        held = {"model": self._model_tensors(), "ema": self.average.values, "optimizer": moments}
+        tensors = {stem: self.layout.gathered(some) for stem, some in held.items()}
         if self.accelerator.is_main_process and self.step not in self.checkpoints.steps():
-            moments = {
-                f"{moment}.{name}": self.optimizer.state[p][moment]
-                for name, p in zip(self.names, self.parameters, strict=True)
-                if p in self.optimizer.state
-                for moment in MOMENTS
-            }
-            tensors = {"model": self._model_tensors(), "ema": self.average.values, "optimizer": moments}
             state = {**vars(self.counters), "ema_updates": self.average.updates, "inputs": self.task.inputs}
             self.checkpoints.save(Checkpoint(self.step, tensors, state))
 
@@ -284,18 +290,18 @@ class Trainer:
         where = str(self.checkpoints.folder(checkpoint.step))
         model = self._model_tensors()
         by_name = dict(zip(self.names, self.parameters, strict=True))
-        wanted = {f"{m}.{n}": p if m != "step" else torch.zeros(()) for n, p in by_name.items() for m in MOMENTS}
+        count = torch.zeros((), device=self.accelerator.device)  # of steps, one for each parameter
+        wanted = {f"{m}.{n}": count if m == "step" else p for n, p in by_name.items() for m in MOMENTS}
         found = checkpoint.tensors
         require_same_tensors(found["model"], model, f"{where}/model.safetensors")
         require_same_tensors(found["ema"], self.average.values, f"{where}/ema.safetensors")
         require_same_tensors(found["optimizer"], wanted, f"{where}/optimizer.safetensors", optional=True)
         with torch.no_grad():
-            for name, tensor in model.items():
-                tensor.copy_(found["model"][name])
-            for name, tensor in self.average.values.items():
-                tensor.copy_(found["ema"][name])
+            for held, file in ((model, "model"), (self.average.values, "ema")):
+                for name, tensor in held.items():
+                    tensor.copy_(self.layout.share(found[file][name], tensor))
         for key, tensor in found["optimizer"].items():
             moment, _, name = key.partition(".")
-            self.optimizer.state[by_name[name]][moment] = tensor.to(self.accelerator.device)
+            self.optimizer.state[by_name[name]][moment] = self.layout.share(tensor, wanted[key])
         self.average.updates = state.pop("ema_updates")
         self.counters = Counters(**state)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +22,14 @@ from medsora.processes import PATIENCE, Processes, leave_group, require_enough
 from medsora.training.draws import Draws
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
 from medsora.training.settings import samples_at_once
+from medsora.training.sharding import fsdp_plugin
 from medsora.training.stopping import StopRequests
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from medsora.config import TrainSettings
+    from medsora.training.vae_stage import VAETraining
 
 
 def run_training(settings: TrainSettings, stops: StopRequests, say: Callable[[str], None] = print) -> RunFolder:
@@ -159,16 +160,20 @@ class _Run:
         trainer = Trainer(task, settings, self.path, self.accelerator, self.stops, self.settings.seed)
         trainer.train(self.settings.limit("vae"))
         facts = {"steps": trainer.step, "parameters": sum(p.numel() for p in vae.parameters())}
+        reconstruction = trainer.look(self._finish_vae)
         if self.main:
-            from medsora.training.results import held_out_reconstruction
-
-            vae.eval()
-            with trainer.average.applied():
-                facts |= held_out_reconstruction(vae, self.dataset, self.path, self.settings)
-                with replacing_folder(self.path / "vae") as temporary:
-                    vae.save_pretrained(temporary)
+            facts |= reconstruction
             self.say(f"      held-out PSNR {facts['psnr']:.2f} dB on {facts['clips']} {facts['split']} clips")
         return facts
+
+    def _finish_vae(self, module: VAETraining) -> dict:
+        from medsora.training.results import held_out_reconstruction
+
+        vae = module.vae.eval()
+        found = held_out_reconstruction(vae, self.dataset, self.path, self.settings)
+        with replacing_folder(self.path / "vae") as temporary:
+            vae.save_pretrained(temporary)
+        return found
 
     def _latents(self) -> dict:
         from medsora.data import LatentClips, prepare_latents
@@ -241,12 +246,7 @@ def _accelerator(device: str) -> Accelerator:
     """Places and wraps modules. Waiting processes are patient: the main one prepares data and samples alone."""
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true":
-            raise UserError(
-                f"accelerate's configuration: got {way}, which divides parameters, wants plain data parallelism "
-                "(distributed_type MULTI_GPU or MULTI_CPU); no preset is large enough for the other"
-            )
+    fsdp_plugin()  # raises where accelerate is asked for what is not served
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f'device: got {device!r}, wants "auto", "cpu" or "cuda"')
     if device == "cuda" and not torch.cuda.is_available():
