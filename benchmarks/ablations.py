@@ -23,9 +23,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compensation, environment, record
-from benchmarks.ablation_summary import BASE, draw, markdown, summary
-from benchmarks.model_cases import ATTENTIONS, substitute
+from benchmarks import compensation
+from benchmarks.cases.models import ATTENTIONS, substitute
+from benchmarks.harness import environment, record
+from benchmarks.reports.ablation_summary import BASE, draw, markdown, summary
 from medsora.config import TrainSettings, read_command_line
 from medsora.data import LatentClips, prepare_frames, prepare_latents
 from medsora.data.manifest import digest

@@ -13,12 +13,12 @@ import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks.curves import OURS
-from benchmarks.pictures import COMPILED
-from benchmarks.record import duration
-from benchmarks.records import Row, read_record
-from benchmarks.scaling import Points, about, crossover
-from benchmarks.work import PASSES
+from benchmarks.harness.record import duration
+from benchmarks.harness.work import PASSES
+from benchmarks.reports.curves import OURS
+from benchmarks.reports.pictures import COMPILED
+from benchmarks.reports.records import Row, read_record
+from benchmarks.reports.scaling import Points, about, crossover
 from medsora.errors import UserError, run_command
 
 ATTENTIONS = ("full-attention", "factorised-attention", "windowed-attention")

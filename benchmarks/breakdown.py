@@ -20,11 +20,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks import environment, record
-from benchmarks.interleaved import Schedule, time_interleaved
-from benchmarks.measure import Outcome
-from benchmarks.memory import keep_freed_memory
-from benchmarks.model_cases import ATTENTIONS, ON_GPUS, SIZES, SamplingSteps, TrainingSteps, Ways
+from benchmarks.cases.models import ATTENTIONS, ON_GPUS, SIZES, SamplingSteps, TrainingSteps, Ways
+from benchmarks.harness import environment, record
+from benchmarks.harness.interleaved import Schedule, time_interleaved
+from benchmarks.harness.measure import Outcome
+from benchmarks.harness.memory import keep_freed_memory
 from medsora.alignment import AlignmentProjector
 from medsora.models import mixer
 from medsora.models.attention import LocalAttention

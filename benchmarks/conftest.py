@@ -12,16 +12,17 @@ from collections import defaultdict
 import pytest
 import torch
 
-from benchmarks import record, scaling
-from benchmarks.case import Unavailable
-from benchmarks.environment import load_average
 from benchmarks.gpu import machine
 from benchmarks.gpu.shapes import GPU_SCALE
-from benchmarks.interleaved import Schedule
-from benchmarks.limits import Limits, higher, measure_limits
-from benchmarks.measure import measured
-from benchmarks.memory import keep_freed_memory
-from benchmarks.playback import PLAYBACK
+from benchmarks.harness import record
+from benchmarks.harness.case import Unavailable
+from benchmarks.harness.environment import load_average
+from benchmarks.harness.interleaved import Schedule
+from benchmarks.harness.limits import Limits, higher, measure_limits
+from benchmarks.harness.measure import measured
+from benchmarks.harness.memory import keep_freed_memory
+from benchmarks.harness.playback import PLAYBACK
+from benchmarks.reports import scaling
 
 MOST_COMPILED = 256
 CACHE_SWEEP = 1 << 26  # float32, more than any cache holds

@@ -30,15 +30,15 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks.environment import load_average
 from benchmarks.gpu import machine, report
 from benchmarks.gpu.block import GRID, block_kernels, measured_block
 from benchmarks.gpu.measure import Inputs, kernels_by_variant, measured, reason
 from benchmarks.gpu.shapes import GPU_SCALE, TINY_SCALE, Shape, shapes, tiny_shapes
 from benchmarks.gpu.timing import release
 from benchmarks.gpu.variants import COMPILED, OURS
-from benchmarks.interleaved import Schedule
-from benchmarks.work import PASSES
+from benchmarks.harness.environment import load_average
+from benchmarks.harness.interleaved import Schedule
+from benchmarks.harness.work import PASSES
 from medsora_ops import launch
 
 BLOCK_BATCHES = (1, 8)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.environment import environment, revision
+from benchmarks.harness.environment import environment, revision
 from medsora.data.phantom import LABELS, render
 from medsora.errors import UserError, run_command
 from medsora.files import write_json

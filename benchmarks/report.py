@@ -9,7 +9,8 @@ every processor has its section, every run its pictures, a table of all figures,
 command, revision and versions that it was made with. Runs are never mixed: figures of one picture come from one run.
 
 Operators are shown as multiples of their floor, the least the machine could take by the limits measured in the same
-run (benchmarks/limits.py); layers as curves over tokens with fitted exponents; models by time, memory and parts.
+run (benchmarks/harness/limits.py); layers as curves over tokens with fitted exponents; models by time, memory and
+parts.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import curves, pictures
-from benchmarks.record import duration
-from benchmarks.records import NoTimes, Record, Row, read_record
+from benchmarks.harness.record import RESULTS, duration
+from benchmarks.reports import curves, pictures
+from benchmarks.reports.records import NoTimes, Record, Row, read_record
 from medsora.errors import UserError, run_command
 from medsora.report import Report
 
-RESULTS = Path(__file__).parent / "results"
 OUTPUT = Path("build") / "benchmark-report"
 MOST = 12  # shapes in a picture
 PLAIN = ("reference", "definition")

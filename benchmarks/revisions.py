@@ -29,8 +29,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks import checkouts
-from benchmarks.record import duration
+from benchmarks.harness import checkouts
+from benchmarks.harness.record import duration
 from medsora.errors import UserError, run_command
 
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.environment import environment, revision
+from benchmarks.harness.environment import environment, revision
 from medsora.diffusion import SCHEDULERS
 from medsora.errors import UserError, run_command
 from medsora.files import save_tensors, write_bytes, write_json

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import environment, record
+from benchmarks.harness import environment, record
 from medsora.training.run_folder import RunFolder
 
 WAYS = {"reference": {"MEDSORA_BACKEND": "reference"}, "default": {}}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.layer_cases import LARGEST_DEFAULT, layer_cases
-from benchmarks.playback import variants_of
+from benchmarks.cases.layers import LARGEST_DEFAULT, layer_cases
+from benchmarks.harness.playback import variants_of
 
 LAYERS = {case.slug: case for case in layer_cases()}
 LONG = [slug for slug, case in LAYERS.items() if case.facts["tokens"] >= LARGEST_DEFAULT]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from benchmarks.model_cases import SIZES, sampling_case, training_case
-from benchmarks.playback import variants_of
-from benchmarks.vae_cases import SIZES as CLIPS
-from benchmarks.vae_cases import vae_case
+from benchmarks.cases.models import SIZES, sampling_case, training_case
+from benchmarks.cases.vae import SIZES as CLIPS
+from benchmarks.cases.vae import vae_case
+from benchmarks.harness.playback import variants_of
 
 TYPES = (torch.float32, torch.bfloat16)
 MODELS = [training_case(name) for name in SIZES]

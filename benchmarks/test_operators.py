@@ -2,11 +2,11 @@
 
 import pytest
 
-from benchmarks.path_scan_cases import path_scan_cases
-from benchmarks.playback import variants_of
-from benchmarks.reorder_cases import reorder_cases
-from benchmarks.spectral_cases import focal_loss_cases, spectral_filter_cases
-from benchmarks.ssd_scan_cases import ssd_scan_cases
+from benchmarks.cases.path_scan import path_scan_cases
+from benchmarks.cases.reorder import reorder_cases
+from benchmarks.cases.spectral import focal_loss_cases, spectral_filter_cases
+from benchmarks.cases.ssd_scan import ssd_scan_cases
+from benchmarks.harness.playback import variants_of
 
 PATH_SCAN = {case.slug: case for case in path_scan_cases()}
 SSD_SCAN = {case.slug: case for case in ssd_scan_cases()}

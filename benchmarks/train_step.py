@@ -13,39 +13,24 @@ import contextlib
 import logging
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import torch
-from torch import nn
 
-from benchmarks import environment, record
-from benchmarks.interleaved import Schedule, time_interleaved
-from benchmarks.measure import Outcome
-from benchmarks.memory import keep_freed_memory
-from medsora.config import TrainSettings, read_command_line
+from benchmarks.cases import models
+from benchmarks.cases.trainer import random_batch, step_settings, untrained
+from benchmarks.harness import environment, record
+from benchmarks.harness.interleaved import Schedule, time_interleaved
+from benchmarks.harness.measure import Outcome
+from benchmarks.harness.memory import keep_freed_memory
 from medsora.models import mixer
-from medsora.models.presets import denoiser_preset
 from medsora.training.loop import Trainer
 from medsora_ops import backend_report, use_backend
 
 WITHOUT = "without scans"
 AGREEMENT = 0.002
-
-
-@dataclass(frozen=True)
-class Size:
-    """videos, images: in a step. latents: (C, F, h, w) of a video."""
-
-    videos: int
-    images: int
-    latents: tuple[int, int, int, int]
-
-
-# tiny as the default run trains it; S on 16 frames of 128 x 128, one video where a GPU would take eight.
-SIZES = {"tiny": Size(8, 2, (8, 4, 8, 8)), "S": Size(1, 1, (16, 4, 16, 16))}
+SIZES = {name: models.SIZES[name] for name in ("tiny", "S")}
 
 
 def main() -> None:
@@ -72,7 +57,7 @@ def measured_size(name: str, precision: str, schedule: Schedule) -> dict[str, ob
     backends = [row.backend for row in backend_report() if row.operator == "path_scan" and row.available]
     ways = {backend: (lambda chosen=backend: use_backend(chosen)) for backend in backends} | {WITHOUT: without_scans}
     with tempfile.TemporaryDirectory() as folder:
-        settings = step_settings(name, precision)
+        settings = step_settings(name, precision, SIZES[name])
         trainers = {way: untrained(settings, SIZES[name], Path(folder) / way.replace(" ", "-")) for way in ways}
         batch = random_batch(settings, SIZES[name])
         calls = {way: step_of(trainers[way], batch, context) for way, context in ways.items()}
@@ -97,76 +82,6 @@ def measured_size(name: str, precision: str, schedule: Schedule) -> dict[str, ob
 def share_of_gain(reference: float, backend: float, without: float) -> float:
     """How much of what a step would gain without its scans a backend gains: 1 is all of it, 0 nothing."""
     return (reference - backend) / (reference - without)
-
-
-def step_settings(name: str, precision: str, size: Size | None = None) -> TrainSettings:
-    """Those of the preset, with the batch of `size`, or of the preset's own."""
-    size = size or SIZES[name]
-    settings, _ = read_command_line(["--preset", name, "--device", "cpu"])
-    settings.denoiser.precision = precision
-    settings.denoiser.batch_size, settings.denoiser.images_per_batch = size.videos, size.images
-    return settings
-
-
-def untrained(
-    settings: TrainSettings,
-    size: Size,
-    run: Path,
-    change: Callable[[nn.Module], object] = lambda denoiser: None,
-    device: str = "cpu",
-) -> Trainer:
-    """A trainer before its first step, of the preset's denoiser after `change` has been at it."""
-    from accelerate import Accelerator
-
-    from medsora.diffusion import DiffusionObjective
-    from medsora.training import denoiser_stage
-    from medsora.training.stopping import StopRequests
-
-    denoiser = denoiser_stage.build_denoiser(settings.denoiser, size.latents[0], 0, settings.seed)
-    change(denoiser)
-    draw_zeros(denoiser, settings.seed)
-    target = random_batch(settings, size)["video.target"][0]
-    weight = settings.alignment.weight
-    module = denoiser_stage.DenoiserTraining(
-        denoiser,
-        DiffusionObjective(settings.diffusion),
-        denoiser_stage.build_projector(denoiser, target, weight, settings.seed),
-        weight,
-        settings.denoiser.image_loss_weight,
-    )
-    task = denoiser_stage.Task("denoiser", module, lambda step, part: {})
-    accelerator = Accelerator(cpu=device == "cpu")
-    trainer = Trainer(task, settings.denoiser, run, accelerator, StopRequests(), settings.seed)
-    module.train()
-    return trainer
-
-
-def draw_zeros(model: nn.Module, seed: int) -> torch.Generator:
-    """Draws what begins at zero, such as gates, which would hide scans from a loss. Returns the generator."""
-    drawn = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.copy_(torch.randn(parameter.shape, generator=drawn) * 0.02)
-    return drawn
-
-
-def random_batch(settings: TrainSettings, size: Size) -> dict[str, torch.Tensor]:
-    """Latents and noise of unit variance, timesteps over the whole range, alignment targets of random frames."""
-    from medsora.alignment import alignment_targets
-
-    channels, frames, height, width = size.latents
-    drawn = torch.Generator().manual_seed(0)
-    pixels = np.random.default_rng(0).integers(0, 256, (settings.prepare.num_frames, 64, 64, 3), dtype=np.uint8)
-    patch = denoiser_preset(settings.denoiser.preset)["patch_size"]
-    aligned = alignment_targets(pixels, frames, (height // patch, width // patch), settings.alignment)
-    batch = {name: torch.stack([value] * size.videos) for name, value in aligned.items()}
-    batch = {f"video.{name}": value for name, value in batch.items()}
-    for kind, count, length in (("video", size.videos, frames), ("image", size.images, 1)):
-        for name in ("latents", "noise"):
-            batch[f"{kind}.{name}"] = torch.randn(count, length, channels, height, width, generator=drawn)
-        batch[f"{kind}.timestep"] = torch.linspace(0, settings.diffusion.num_train_timesteps - 1, count).long()
-    return batch
 
 
 def step_of(trainer: Trainer, batch: dict[str, torch.Tensor], context) -> Callable[[], dict[str, float]]:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import ablations
-from benchmarks.ablation_summary import beyond_spread, compared, draw, loss_at, markdown, steps_to, summary
+from benchmarks.reports.ablation_summary import beyond_spread, compared, draw, loss_at, markdown, steps_to, summary
 
 CURVE = [[10, 1.0], [20, 0.5], [30, 0.6], [40, 0.2]]
 ABOUT = {"steps": 40, "vae_steps": 9, "seeds": [0, 1], "data": "builtin:phantom:3", "machine": "a machine"}

@@ -11,17 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import limits as machine
-from benchmarks import record, train_step
-from benchmarks.case import Case, Unavailable, Variant
-from benchmarks.correctness import Wrong
-from benchmarks.device import input_sets
+from benchmarks import train_step
+from benchmarks.cases.path_scan import path_scan_inputs
+from benchmarks.cases.trainer import Size
 from benchmarks.gpu.machine import GpuLimits
-from benchmarks.interleaved import Schedule, time_interleaved
-from benchmarks.limits import Limits, floor_of, higher, measure_limits
-from benchmarks.measure import Outcome, measured
-from benchmarks.path_scan_cases import path_scan_inputs
-from benchmarks.work import (
+from benchmarks.harness import limits as machine
+from benchmarks.harness import record
+from benchmarks.harness.case import Case, Unavailable, Variant
+from benchmarks.harness.correctness import Wrong
+from benchmarks.harness.device import input_sets
+from benchmarks.harness.interleaved import Schedule, time_interleaved
+from benchmarks.harness.limits import Limits, floor_of, higher, measure_limits
+from benchmarks.harness.measure import Outcome, measured
+from benchmarks.harness.work import (
     PASSES,
     Work,
     focal_loss_work,
@@ -188,8 +190,8 @@ def test_only_selected_variants_are_computed_and_without_a_schedule_none_is_time
 
 def test_what_compiles_is_called_once_more_before_its_memory_is_taken(monkeypatch):
     log = []
-    monkeypatch.setattr("benchmarks.measure.peak_memory", lambda call, device: log.append("peak"))
-    monkeypatch.setattr("benchmarks.measure.time_calls", lambda *_: log.append("times") or {})
+    monkeypatch.setattr("benchmarks.harness.measure.peak_memory", lambda call, device: log.append("peak"))
+    monkeypatch.setattr("benchmarks.harness.measure.time_calls", lambda *_: log.append("times") or {})
     case = square_case(PASSES[0], plain=torch.square, slow=lambda x: log.append("call") or x * x)
     case = dataclasses.replace(case, variants=(case.variants[0], dataclasses.replace(case.variants[1], compiled=True)))
     measured(case, ["plain", "slow"], FEW)
@@ -337,7 +339,7 @@ def test_a_step_that_does_not_agree_with_the_reference_is_refused():
 
 
 def test_steps_are_timed_with_each_backend_and_without_scans(monkeypatch):
-    monkeypatch.setitem(train_step.SIZES, "tiny", train_step.Size(2, 1, (8, 4, 4, 4)))
+    monkeypatch.setitem(train_step.SIZES, "tiny", Size(2, 1, (8, 4, 4, 4)))
     row = train_step.measured_size("tiny", "fp32", Schedule(budget=0, slow_rounds=2))
     assert {"reference", "without scans"} <= set(row["variants"])
     assert {timing["rounds"] for timing in row["variants"].values()} == {2}

@@ -7,15 +7,26 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend
 
-from benchmarks import attention, layer_cases, record, scaling
-from benchmarks.attention import Attention, choose_kernels, frames, instants, plain_attention, put_back, whole, windows
-from benchmarks.case import Unavailable
-from benchmarks.correctness import Wrong
-from benchmarks.layer_cases import layer_case
-from benchmarks.limits import Limits
-from benchmarks.measure import Outcome, measured
-from benchmarks.memory import peak_memory
-from benchmarks.work import PASSES
+from benchmarks.cases import attention, layers
+from benchmarks.cases.attention import (
+    Attention,
+    choose_kernels,
+    frames,
+    instants,
+    plain_attention,
+    put_back,
+    whole,
+    windows,
+)
+from benchmarks.cases.layers import layer_case
+from benchmarks.harness import record
+from benchmarks.harness.case import Unavailable
+from benchmarks.harness.correctness import Wrong
+from benchmarks.harness.limits import Limits
+from benchmarks.harness.measure import Outcome, measured
+from benchmarks.harness.memory import peak_memory
+from benchmarks.harness.work import PASSES
+from benchmarks.reports import scaling
 
 GRID = (4, 6, 8)
 GROUPS = (whole, frames, instants, windows)
@@ -104,12 +115,12 @@ def test_every_layer_is_right_and_has_its_own_gradients(dtype, passes):
     case = layer_case((2, 4, 4), dtype, passes, width=64, state=16)
     names = [variant.name for variant in case.variants if not variant.compiled]
     outcomes = measured(case, names, None)
-    assert {"mixers-reference", *layer_cases.ATTENTIONS} <= set(names)
+    assert {"mixers-reference", *layers.ATTENTIONS} <= set(names)
     assert [outcome.failure for outcome in outcomes.values()] == [None] * len(names)
     # In and out 64 x 192 and 64 x 64, twice where space and time are apart; all scans' layers have the same.
-    assert [outcomes[name].facts["parameters"] for name in layer_cases.ATTENTIONS] == [16384, 32768, 16384]
+    assert [outcomes[name].facts["parameters"] for name in layers.ATTENTIONS] == [16384, 32768, 16384]
     assert len({outcomes[name].facts["parameters"] for name in names if name.startswith("mixers")}) == 1
-    for name in layer_cases.ATTENTIONS:
+    for name in layers.ATTENTIONS:
         assert outcomes[name].facts["sdpa"]
         back = {"d(x)", "d(mixers.0.enter.weight)"} <= set(outcomes[name].errors)
         assert back == (passes == PASSES[1])
@@ -118,15 +129,15 @@ def test_every_layer_is_right_and_has_its_own_gradients(dtype, passes):
 def test_a_layer_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", lambda q, k, v: v)
     monkeypatch.setattr(attention, "choose_kernels", lambda *_: {"none": {}})
-    monkeypatch.setattr(layer_cases, "choose_kernels", lambda *_: {"none": {}})
+    monkeypatch.setattr(layers, "choose_kernels", lambda *_: {"none": {}})
     case = layer_case((2, 4, 4), torch.float32, PASSES[0], width=64, state=16)
-    outcomes = measured(case, ["mixers-reference", *layer_cases.ATTENTIONS], None)
+    outcomes = measured(case, ["mixers-reference", *layers.ATTENTIONS], None)
     assert outcomes["mixers-reference"].failure is None
-    assert all(isinstance(outcomes[name].failure, Wrong) for name in layer_cases.ATTENTIONS)
+    assert all(isinstance(outcomes[name].failure, Wrong) for name in layers.ATTENTIONS)
 
 
 def test_more_tokens_than_a_cpu_takes_are_left_out_with_the_reason(monkeypatch):
-    monkeypatch.setattr(layer_cases, "LARGEST_ON_CPU", 16)
+    monkeypatch.setattr(layers, "LARGEST_ON_CPU", 16)
     case = layer_case((2, 4, 4), torch.float32, PASSES[0], width=64, state=16)
     outcomes = measured(case, ["mixers-reference", "full-attention"], None)
     for outcome in outcomes.values():

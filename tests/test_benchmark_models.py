@@ -5,15 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import attention, breakdown, model_cases, record, train_step, vae_cases
-from benchmarks.attention import Attention, frames, instants, whole
-from benchmarks.case import Unavailable
-from benchmarks.correctness import Wrong
-from benchmarks.limits import Limits
-from benchmarks.measure import Outcome, measured
-from benchmarks.model_cases import SamplingSteps, TrainingSteps, sampling_case, training_case
-from benchmarks.train_step import Size
-from benchmarks.vae_cases import Clips, vae_case
+from benchmarks import breakdown
+from benchmarks.cases import attention, models, trainer, vae
+from benchmarks.cases.attention import Attention, frames, instants, whole
+from benchmarks.cases.models import SamplingSteps, TrainingSteps, sampling_case, training_case
+from benchmarks.cases.trainer import Size
+from benchmarks.cases.vae import Clips, vae_case
+from benchmarks.harness import record
+from benchmarks.harness.case import Unavailable
+from benchmarks.harness.correctness import Wrong
+from benchmarks.harness.limits import Limits
+from benchmarks.harness.measure import Outcome, measured
 from medsora.models import MedSora
 
 
@@ -21,9 +23,9 @@ from medsora.models import MedSora
 def micro(monkeypatch):
     """A denoiser of one small block on 4 x 2 x 2 tokens, as preset "tiny"."""
     sizes = dict(hidden_size=64, depth=1, state_size=16)
-    monkeypatch.setattr(train_step, "denoiser_preset", lambda name: sizes | {"patch_size": 2})
+    monkeypatch.setattr(trainer, "denoiser_preset", lambda name: sizes | {"patch_size": 2})
     monkeypatch.setattr(MedSora, "preset", classmethod(lambda cls, name, **options: cls(**(options | sizes))))
-    monkeypatch.setitem(model_cases.SIZES, "tiny", Size(2, 1, (8, 4, 4, 4)))
+    monkeypatch.setitem(models.SIZES, "tiny", Size(2, 1, (8, 4, 4, 4)))
 
 
 def test_attention_takes_the_place_of_mixers():
@@ -34,17 +36,17 @@ def test_attention_takes_the_place_of_mixers():
     sample, timestep = torch.randn(1, 2, 8, 8, 8), torch.tensor([3])
     for groups in ((frames, instants), (whole, None)):
         model = denoiser()
-        model_cases.substitute(model, groups)
-        train_step.draw_zeros(model, 0)
+        models.substitute(model, groups)
+        trainer.draw_zeros(model, 0)
         for block in model.blocks:
             assert block.spatial.group is groups[0]
             assert groups[1] is None or block.temporal.group is groups[1]
         found = model(sample, timestep).sample
         for module in model.modules():
             assert not isinstance(module, Attention) or not module.plain
-        model_cases.plainly(model)
+        models.plainly(model)
         torch.testing.assert_close(found, model(sample, timestep).sample)
-        original = train_step.draw_zeros(other := denoiser(), 0) and other(sample, timestep).sample
+        original = trainer.draw_zeros(other := denoiser(), 0) and other(sample, timestep).sample
         assert not torch.allclose(found, original)
 
 
@@ -77,13 +79,13 @@ def test_what_is_for_gpus_is_left_out_with_the_reason():
 
 @pytest.mark.parametrize("operator", ["VAE encode", "VAE decode"])
 def test_the_video_vae_is_right_both_ways(monkeypatch, operator):
-    monkeypatch.setitem(vae_cases.SIZES, "tiny", Clips("tiny", 1, 8, 16))
+    monkeypatch.setitem(vae.SIZES, "tiny", Clips("tiny", 1, 8, 16))
     case = vae_case(operator, "tiny", torch.float32)
     names = [variant.name for variant in case.variants]
     outcomes = measured(case, names, None)
-    assert {"reference", vae_cases.WITHOUT} <= set(names)
+    assert {"reference", vae.WITHOUT} <= set(names)
     assert [outcome.failure for outcome in outcomes.values()] == [None] * len(names)
-    coders = [vae_cases.Coder(Clips("tiny", 1, 8, 16), operator, torch.float32, kind) for kind in ("spectral", "none")]
+    coders = [vae.Coder(Clips("tiny", 1, 8, 16), operator, torch.float32, kind) for kind in ("spectral", "none")]
     with torch.no_grad():
         assert not torch.allclose(*(coder.code() for coder in coders))  # what is measured is at work
 

@@ -12,17 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import against_attention, curves, pictures, record, records, report
-from benchmarks.case import Case, Unavailable, Variant
+from benchmarks import against_attention, report
 from benchmarks.gpu import report as gpu_report
 from benchmarks.gpu.kernels import Kernel
 from benchmarks.gpu.machine import GpuLimits
 from benchmarks.gpu.measure import Figures
 from benchmarks.gpu.shapes import shapes
-from benchmarks.limits import Limits
-from benchmarks.measure import Outcome
-from benchmarks.records import NoTimes, read_record
-from benchmarks.work import PASSES, Work
+from benchmarks.harness import record
+from benchmarks.harness.case import Case, Unavailable, Variant
+from benchmarks.harness.limits import Limits
+from benchmarks.harness.measure import Outcome
+from benchmarks.harness.work import PASSES, Work
+from benchmarks.reports import curves, pictures, records
+from benchmarks.reports.records import NoTimes, read_record
 from medsora.errors import UserError, run_command
 
 RESULTS = Path(report.RESULTS)

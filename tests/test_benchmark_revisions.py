@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from scipy.stats import binom
 
-from benchmarks import checkouts, revisions
+from benchmarks import revisions
+from benchmarks.harness import checkouts
 from benchmarks.revisions import Change, changes_between, median_and_interval, missing, table
 from medsora.errors import UserError, run_command
 

@@ -14,13 +14,13 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from benchmarks.correctness import relative_rms
 from benchmarks.gpu.kernels import Kernel, kernels_of
 from benchmarks.gpu.measure import Figures, reason, replay_all
 from benchmarks.gpu.shapes import Scale
 from benchmarks.gpu.timing import eager, peak_memory, release
 from benchmarks.gpu.variants import DEFINITION, OURS
-from benchmarks.interleaved import Schedule
+from benchmarks.harness.correctness import relative_rms
+from benchmarks.harness.interleaved import Schedule
 from medsora_ops import GridMamba2, modules, use_backend
 
 WITHOUT = "without scans"

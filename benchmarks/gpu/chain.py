@@ -15,7 +15,7 @@ import functools
 import torch
 from torch import Tensor
 
-from benchmarks.case import Unavailable
+from benchmarks.harness.case import Unavailable
 from medsora_ops import ScanPath
 from medsora_ops.launch import on_device
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.correctness import Wrong, relative_rms
 from benchmarks.gpu.shapes import NAMES, Shape
 from benchmarks.gpu.variants import DEFINITION, variants
+from benchmarks.harness.correctness import Wrong, relative_rms
 
 # Relative rms errors of outputs, of gradients, and of gradients of one number a head, sums with cancellation. With
 # bfloat16 operands of matrix products are rounded to 8 bits; the definition rounds results only.

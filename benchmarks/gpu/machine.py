@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.gpu.shapes import Scale
-from benchmarks.work import Work
+from benchmarks.harness.work import Work
 
 CHAINS = 1024  # of exponentials, in one program
 

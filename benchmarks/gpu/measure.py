@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.case import Unavailable
 from benchmarks.gpu.check import Judge, passing
 from benchmarks.gpu.kernels import Kernel, kernels_of
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.timing import Replay, eager, peak_memory, release, replayed, sets_needed, synchronize
 from benchmarks.gpu.variants import DEFINITION, variants
-from benchmarks.interleaved import Schedule
-from benchmarks.measure import Outcome
-from benchmarks.work import PASSES
+from benchmarks.harness.case import Unavailable
+from benchmarks.harness.interleaved import Schedule
+from benchmarks.harness.measure import Outcome
+from benchmarks.harness.work import PASSES
 
 
 @dataclass

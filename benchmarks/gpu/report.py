@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import record
-from benchmarks.environment import load_average
 from benchmarks.gpu import machine
 from benchmarks.gpu.kernels import Kernel, listed
 from benchmarks.gpu.machine import GpuLimits
@@ -15,8 +13,10 @@ from benchmarks.gpu.measure import Figures
 from benchmarks.gpu.shapes import Shape
 from benchmarks.gpu.timing import MOST_SETS
 from benchmarks.gpu.variants import COMPILED, OURS
-from benchmarks.measure import Outcome
-from benchmarks.work import Work
+from benchmarks.harness import record
+from benchmarks.harness.environment import load_average
+from benchmarks.harness.measure import Outcome
+from benchmarks.harness.work import Work
 
 NOTES = {
     "device": "a call in replays of a CUDA graph that holds it on sets of inputs by turns, together larger than the"

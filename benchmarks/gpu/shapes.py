@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.path_scan_cases import TAPS
-from benchmarks.work import PASSES, Work, path_scan_work
+from benchmarks.harness.work import PASSES, Work, path_scan_work
 from medsora_ops import ScanPath, spiral_order
 
 NAMES = ("zxbcdt", "conv_weight", "conv_bias", "dt_bias", "A", "D", "norm_weight")
+TAPS = 4  # of the convolution
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Shape:
     def work(self, passes: str) -> Work:
         """The bytes, operations and exponentials that no implementation does without.
 
-        For one path as `path_scan_work` counts them (benchmarks/work.py): a token and direction of a forward pass
+        For one path as `path_scan_work` counts them (harness/work.py): a token and direction of a forward pass
             bytes         element size * (2 E + 2 N + nh read and E written), for both directions together
             operations    2 taps (E + 2 N) of the convolution, and of a chunk of q tokens (q + 1) (E + N) for the
                           scores and their product with x, plus 2 * 2 N E for the state where there are several chunks,

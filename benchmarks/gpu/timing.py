@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from benchmarks.gpu.machine import second_level_cache
-from benchmarks.interleaved import Schedule
+from benchmarks.harness.interleaved import Schedule
 
 CACHES = 3
 MOST_SETS = 64  # then small inputs, 1 MB a set, exceed the 50 MB of a Hopper chip once, if not three times

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.case import Unavailable, Variant, inputs_on_cpu
 from benchmarks.gpu.chain import chain_path_scan, scan_orders
 from benchmarks.gpu.shapes import Shape
+from benchmarks.harness.case import Unavailable, Variant, inputs_on_cpu
 from medsora_ops import path_scan, use_backend
 from medsora_ops.scan import reference
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.train_step import Size, random_batch, step_settings, untrained
+from benchmarks.cases.trainer import Size, random_batch, step_settings, untrained
 from medsora.errors import UserError
 from medsora.models import MedSora
 from medsora.train import main

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from benchmarks import gpu_scan
-from benchmarks.correctness import Wrong
 from benchmarks.gpu import check, timing
 from benchmarks.gpu.machine import GpuLimits
 from benchmarks.gpu.shapes import GPU_SCALE, TINY_SCALE, Shape, shapes, tiny_shapes
 from benchmarks.gpu.variants import DEFINITION, OURS, variants
-from benchmarks.work import PASSES, Work
+from benchmarks.harness.correctness import Wrong
+from benchmarks.harness.work import PASSES, Work
 from medsora_ops import ScanPath
 from medsora_ops.launch import INTERPRETED
 

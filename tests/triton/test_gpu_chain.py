@@ -4,8 +4,8 @@ import pytest
 import torch
 from scan_case import Case, compare
 
-from benchmarks.case import Unavailable
 from benchmarks.gpu import chain
+from benchmarks.harness.case import Unavailable
 
 
 def run_chain(case, tensors, grads):

@@ -89,7 +89,7 @@ def crossovers(curves: Mapping[str, Points]) -> list[Crossover]:
 
 
 def layer_curves(cases: Iterable[Mapping], figure: str = "median") -> dict[tuple[str, str, str], dict[str, Points]]:
-    """Curves of recorded cases (benchmarks/record.py) of layers, by (operator, dtype, passes) and variant.
+    """Curves of recorded cases (benchmarks/harness/record.py) of layers, by (operator, dtype, passes) and variant.
 
     figure: "median" (seconds; those of the device where they were taken) or "peak_memory" (bytes).
     """

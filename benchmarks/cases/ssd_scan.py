@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.case import Case, Variant, by_torch_compile, on_backends
 from benchmarks.gpu.variants import LIBRARY_CHUNK, imported, on_gpus
-from benchmarks.work import PASSES, ssd_scan_work
+from benchmarks.harness.case import Case, Variant, by_torch_compile, on_backends
+from benchmarks.harness.work import PASSES, ssd_scan_work
 from medsora_ops import ssd_scan, use_backend
 from medsora_ops.scan import reference
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from benchmarks.attention import Attention, Mixing, choose_kernels, frames, instants, whole, windows
-from benchmarks.case import Case, Problem, Unavailable, Variant, by_torch_compile, inputs_on_cpu
-from benchmarks.work import PASSES
+from benchmarks.cases.attention import Attention, Mixing, choose_kernels, frames, instants, whole, windows
+from benchmarks.harness.case import Case, Problem, Unavailable, Variant, by_torch_compile, inputs_on_cpu
+from benchmarks.harness.work import PASSES
 from medsora.models.mixer import SpatialMixer, TemporalMixer
 from medsora.models.presets import PUBLISHED
 from medsora_ops import backend_report, use_backend

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.interleaved import Schedule, time_interleaved
+from benchmarks.harness.interleaved import Schedule, time_interleaved
 
 Inputs = dict[str, object]
 

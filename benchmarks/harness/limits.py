@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from benchmarks.work import Work
+from benchmarks.harness.work import Work
 from medsora_ops import native
 
 COPIED = 1 << 26  # float32: 256 MiB each way, beyond any cache

@@ -7,12 +7,14 @@ import math
 
 import torch
 
-from benchmarks.case import Case, by_torch_compile, on_backends
-from benchmarks.work import PASSES, path_scan_work
+from benchmarks.gpu.shapes import TAPS, Scale, Shape
+from benchmarks.gpu.variants import path_scan_peers
+from benchmarks.harness.case import Case, by_torch_compile, on_backends
+from benchmarks.harness.work import PASSES, path_scan_work
 from medsora_ops import ScanPath, path_scan, spiral_order, use_backend
 from medsora_ops.scan import reference
 
-WIDTH, STATE, HEAD_DIM, TAPS = 1024, 128, 64, 4
+WIDTH, STATE, HEAD_DIM = 1024, 128, 64
 HEADS, MIXED = WIDTH // HEAD_DIM, WIDTH + 2 * STATE
 
 # (videos, path): sequences of all videos x length.
@@ -38,9 +40,6 @@ def path_scan_cases() -> list[Case]:
 
 
 def path_scan_case(shape: str, directions: int, dtype: torch.dtype, passes: str) -> Case:
-    from benchmarks.gpu.shapes import Scale, Shape  # these take the sizes of this module
-    from benchmarks.gpu.variants import path_scan_peers
-
     videos, path = SHAPES[shape]
     scanned = Shape(shape, videos, (path,), Scale(WIDTH, STATE, HEAD_DIM, dtype))
     sizes = {"head_dim": HEAD_DIM, "bidirectional": directions == 2}

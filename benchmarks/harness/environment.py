@@ -17,7 +17,7 @@ from medsora_ops import native
 from medsora_ops.version import __version__
 
 VARIABLES = ("MEDSORA_", "OMP_", "MKL_", "KMP_", "TORCHINDUCTOR_")
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def environment() -> dict[str, object]:

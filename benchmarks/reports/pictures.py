@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from benchmarks.record import duration
-from benchmarks.records import Row
+from benchmarks.harness.record import duration
+from benchmarks.reports.records import Row
 from medsora.files import write_bytes
 
 BLUE, GREY = "#0072B2", "#8C8C8C"

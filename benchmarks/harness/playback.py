@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.case import Case
+from benchmarks.harness.case import Case
 
 
 class Playback:

@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from benchmarks.pictures import COMPILED, FAINT, INK, SOFT, Style, add_legend, memory_text, write
-from benchmarks.record import duration
-from benchmarks.records import Row
-from benchmarks.scaling import Points, about, crossover, exponent, fit
+from benchmarks.harness.record import duration
+from benchmarks.reports.pictures import COMPILED, FAINT, INK, SOFT, Style, add_legend, memory_text, write
+from benchmarks.reports.records import Row
+from benchmarks.reports.scaling import Points, about, crossover, exponent, fit
 
 MARKERS = "osD^vP*X"
 OURS = "mixers"

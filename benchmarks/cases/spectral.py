@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.case import Case, Variant, by_torch_compile, on_backends
-from benchmarks.work import PASSES, focal_loss_work, spectral_filter_work
+from benchmarks.harness.case import Case, Variant, by_torch_compile, on_backends
+from benchmarks.harness.work import PASSES, focal_loss_work, spectral_filter_work
 from medsora_ops import focal_frequency_loss, spectral_filter, use_backend
 from medsora_ops.spectral.reference import focal_frequency_loss_full_spectrum
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import environment
-from benchmarks.case import Case
 from benchmarks.gpu.machine import GpuLimits
-from benchmarks.limits import Limits, floor_of
-from benchmarks.measure import Outcome
-from benchmarks.work import Work
+from benchmarks.harness import environment
+from benchmarks.harness.case import Case
+from benchmarks.harness.limits import Limits, floor_of
+from benchmarks.harness.measure import Outcome
+from benchmarks.harness.work import Work
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 FORMAT = 1
 
 

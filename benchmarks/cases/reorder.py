@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.case import Case, Variant, by_torch_compile, on_backends
-from benchmarks.work import PASSES, reorder_work
+from benchmarks.harness.case import Case, Variant, by_torch_compile, on_backends
+from benchmarks.harness.work import PASSES, reorder_work
 from medsora_ops import ScanPath, gather, merge, spiral_order, use_backend
 
 # Tokens x channels as (videos, channels, path): of an embedding, of zxbcdt, and of one that fills no cache.

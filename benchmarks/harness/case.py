@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.work import PASSES, Work
+from benchmarks.harness.work import PASSES, Work
 from medsora_ops import backend_report, use_backend
 
 Operator = Callable[..., "Tensor | tuple[Tensor, ...]"]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.case import Case, Operator, Problem
+from benchmarks.harness.case import Case, Operator, Problem
 
 FACTOR = 4.0
 FEW, ROUNDINGS = 32, 8

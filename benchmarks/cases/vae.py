@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from benchmarks.case import Case, Problem, Unavailable, Variant, on_backends
-from benchmarks.train_step import draw_zeros
-from benchmarks.work import PASSES
+from benchmarks.cases.trainer import draw_zeros
+from benchmarks.harness.case import Case, Problem, Unavailable, Variant, on_backends
+from benchmarks.harness.work import PASSES
 from medsora_ops import use_backend
 
 AGREES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}

@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.pictures import INK, SOFT, write
+from benchmarks.reports.pictures import INK, SOFT, write
 
 Curve = Sequence[Sequence[float]]  # (step, loss) pairs in the order of steps
 BASE = "base"

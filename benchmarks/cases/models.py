@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.attention import Attention, choose_kernels, frames, instants, whole, windows
-from benchmarks.case import Case, Problem, Unavailable, Variant
-from benchmarks.train_step import Size, draw_zeros, random_batch, step_settings, untrained
-from benchmarks.work import PASSES
+from benchmarks.cases.attention import Attention, choose_kernels, frames, instants, whole, windows
+from benchmarks.cases.trainer import Size, draw_zeros, random_batch, step_settings, untrained
+from benchmarks.harness.case import Case, Problem, Unavailable, Variant
+from benchmarks.harness.work import PASSES
 from medsora_ops import backend_report, use_backend
 
 # The tiny one as the default run trains it, the others on 16 frames of 128 x 128; many videos where a GPU takes them.

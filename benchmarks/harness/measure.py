@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.case import Case, Problem, Variant
-from benchmarks.correctness import Judge, prepared
-from benchmarks.device import Times, input_sets, time_calls
-from benchmarks.interleaved import Schedule
-from benchmarks.memory import peak_memory
+from benchmarks.harness.case import Case, Problem, Variant
+from benchmarks.harness.correctness import Judge, prepared
+from benchmarks.harness.device import Times, input_sets, time_calls
+from benchmarks.harness.interleaved import Schedule
+from benchmarks.harness.memory import peak_memory
 
 CPU = torch.device("cpu")
 Calls = dict[str, list[Callable[[], object]]]  # a variant's calls, one for each set of inputs
