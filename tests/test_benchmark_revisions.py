@@ -151,6 +151,17 @@ def test_started_by_a_hook_it_leaves_what_is_staged_alone_and_starts_no_hooks(re
     require_clean(repository)
 
 
+@pytest.mark.parametrize("ignored", [True, False])
+def test_the_working_tree_is_taken_without_the_checkouts_of_other_runs(repository, ignored):
+    if not ignored:
+        write(repository, {".gitignore": ""})
+    other = repository / checkouts.FOLDER / "1" / "base"
+    git(repository, "worktree", "add", "--quiet", "--detach", str(other), "HEAD")
+    write(repository, {"fresh.py": "", "build/log": ""})
+    kept = git(repository, "ls-tree", "-r", "--name-only", checkouts.working_tree_commit(repository)).split()
+    assert set(kept) == FILES.keys() | {"fresh.py"} | ({"build/log"} if not ignored else set())
+
+
 def test_what_a_killed_run_left_is_removed_by_the_next(repository):
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
