@@ -422,3 +422,15 @@ def test_a_device_that_is_not_there_is_said_in_one_line(monkeypatch, name, wante
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(pytest.UsageError, match=f"--device: got {name}, {wanted}"):
         usable_device(name)
+
+
+def test_a_machine_with_a_gpu_needs_nothing_that_medsora_alone_asks_for():
+    """What `make bench-gpu` imports there: torch, triton, numpy, pytest and its plugin are enough."""
+    code = """
+import sys
+for name in ("medsora", "accelerate", "cv2", "diffusers", "hypothesis", "jsonargparse", "matplotlib", "scipy", "tqdm"):
+    sys.modules[name] = None
+import benchmarks.conftest, benchmarks.gpu.report, benchmarks.gpu_scan, benchmarks.test_operators
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
