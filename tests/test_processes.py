@@ -102,7 +102,7 @@ def test_videos_that_killed_processes_had_made_are_not_made_again(both, tmp_path
 
 
 def test_more_processes_than_windows_is_one_sentence(tmp_path):
-    few = ("--prepare.windows_per_clip", "1", "--prepare.flips", "false", "--vae.batch_size", "2", "--device", "cpu")
+    few = ("--prepare.windows_per_clip", "1", "--prepare.flips", "false", "--vae.batch_size", "2")
     refused = launched(2, "-m", "medsora.train", "--output", tmp_path / "run", *few)
     assert refused.returncode != 0 and "exitcode  : 2" in refused.stderr.replace("exitcode: 2", "exitcode  : 2")
     told = [line for line in refused.stderr.splitlines() if line.startswith("error")]

@@ -18,7 +18,7 @@ import torch
 from medsora.errors import UserError
 from medsora.files import write_json
 from medsora.model_card import write_run_card
-from medsora.processes import PATIENCE, Processes, leave_group, require_enough
+from medsora.processes import PATIENCE, Processes, leave_group, local_device, require_enough
 from medsora.training.draws import Draws
 from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
 from medsora.training.settings import samples_at_once
@@ -253,7 +253,8 @@ def _accelerator(device: str) -> Accelerator:
         raise UserError('device: got \'cuda\', but PyTorch finds no CUDA device here; wants "auto" or "cpu"')
     # Gradients lie in the buckets that are exchanged: no second copy of them.
     handlers = [InitProcessGroupKwargs(timeout=PATIENCE), DistributedDataParallelKwargs(gradient_as_bucket_view=True)]
-    return Accelerator(cpu=device == "cpu", kwargs_handlers=handlers)
+    # Told that it is to be the CPU, accelerate joins processes there; left to find out, it leaves each by itself.
+    return Accelerator(cpu=local_device(device) == "cpu", kwargs_handlers=handlers)
 
 
 def _denoiser_config(settings: TrainSettings):
