@@ -7,7 +7,7 @@ from pathlib import Path
 from medsora.data.manifest import Manifest
 from medsora.data.settings import PrepareSettings
 from medsora.errors import UserError, run_command
-from medsora.saved_model import lacking_tensors, quiet_diffusers
+from medsora.saved_model import lacking_tensors, quiet_diffusers, why_not_loaded
 
 DESCRIPTION = """\
 Prepares recordings for training: finds them, cuts black borders, brings them to square frames, splits them by patient
@@ -195,7 +195,7 @@ def load_vae(path: str):
         with quiet_diffusers():
             vae = VAE.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"--vae {path} cannot be loaded: {error}") from error
+        raise UserError(f"--vae {path} cannot be loaded ({why_not_loaded(error)})") from error
     lacking = lacking_tensors(folder, vae)
     if lacking:
         raise UserError(f"--vae {path} lacks {len(lacking)} weights of its config, such as {lacking[0]}; save it again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from medsora.pipeline import MedSoraPipeline
 
 PARTS = ("denoiser", "vae", "scheduler")
+SHAPES = re.compile(r"because (\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)")
 
 
 def model_hashes(model: str | os.PathLike) -> dict[str, str]:
@@ -64,10 +66,17 @@ def load_pipeline(model: str | os.PathLike, device: str) -> MedSoraPipeline:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"--model: {model} cannot be loaded ({type(error).__name__}: {first_sentence(error)})"
-        ) from error
+        raise UserError(f"--model: {model} cannot be loaded ({why_not_loaded(error)})") from error
     return pipeline.to(device)
+
+
+def why_not_loaded(error: Exception) -> str:
+    """Why a model was not loaded; diffusers' sentence on a tensor of another shape, with what it mostly means."""
+    found = SHAPES.search(str(error))
+    if found is None:
+        return f"{type(error).__name__}: {first_sentence(error)}"
+    name, wanted, got = found.groups()
+    return f"its weights are of another preset or size than its config: {name} is [{got}], wants [{wanted}]"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from medsora.data import stills
-from medsora.data.manifest import Skipped, digest
+from medsora.data.manifest import Manifest, Skipped, digest, frames_path, require_files
 from medsora.data.readers import is_video_file, open_recording
 from medsora.data.settings import PrepareSettings
 from medsora.data.video import Recording
@@ -68,12 +68,23 @@ def scan(source: str, settings: PrepareSettings, output: Path) -> tuple[list[Sou
         found, skipped = _scan_folder(path, Path(output), settings)
         if not found and not skipped:
             raise UserError(f"the folder {path} is empty: no video, DICOM, array or frame folder is in it")
+        if not found:
+            _refuse_without_frames(path)
         return found, skipped
     if not path.exists():
         raise UserError(f"{path} does not exist; name a folder, a csv or json list, a video, or {', '.join(BUILT_IN)}")
     if path.suffix.lower() in (".csv", ".json"):
         return _scan_list(path, settings)
     return [_source(path, path.name, settings)], []
+
+
+def _refuse_without_frames(folder: Path) -> None:
+    """Raises UserError if a folder without recordings is a prepared data set whose frames are gone."""
+    try:
+        manifest = Manifest.read(folder, partial=True)
+    except UserError:
+        return
+    require_files(folder, manifest.clips, frames_path)
 
 
 def _source(path: Path, name: str, settings: PrepareSettings, patient: str | None = None, label=None) -> Source:
@@ -141,6 +152,8 @@ def _read_rows(path: Path) -> list[dict]:
         rows = json.loads(text) if path.suffix.lower() == ".json" else list(csv.DictReader(text.splitlines()))
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"the list {path} cannot be read as {path.suffix[1:]}: {error}") from error
+    if isinstance(rows, dict) and "clips" in rows:
+        raise UserError(f"{path} belongs to a prepared data set; give its folder, {path.parent}, or a list of videos")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f'the list {path} must be a JSON array of objects such as {{"path": "a.mp4", "patient": "1"}}')
     if not rows:

@@ -276,6 +276,16 @@ def test_nothing_usable_names_folder_and_reasons(tmp_path):
         prepare(tmp_path / "in", tmp_path / "out")
 
 
+def test_a_prepared_folder_without_its_frames_is_told_as_such(tmp_path):
+    prepare(write_three(tmp_path / "in"), tmp_path / "data")
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "manifest.json").write_bytes((tmp_path / "data" / "manifest.json").read_bytes())
+    with pytest.raises(UserError, match="3 of 3 files that the index of .*moved lists are not there, the first frames"):
+        prepare(tmp_path / "moved", tmp_path / "out")
+    with pytest.raises(UserError, match="moved/manifest.json belongs to a prepared data set; give its folder, .*moved"):
+        prepare(tmp_path / "moved" / "manifest.json", tmp_path / "out")
+
+
 def test_unknown_sources(tmp_path):
     for source, words in (("builtin:heart", "builtin:heart is not built in"), (tmp_path / "no", "does not exist")):
         with pytest.raises(UserError, match=words):
