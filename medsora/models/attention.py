@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medsora.models.tables import Tables
+
 QUERY_BLOCK = 32
 
 
@@ -30,6 +32,7 @@ class LocalAttention(nn.Module):
             raise ValueError(f"attention_window: got {window}, wants 1 or more")
         self.heads = heads
         self.window = window
+        self._tables = Tables()
         self.query = nn.Linear(hidden_size, hidden_size, bias=False)
         self.key = nn.Linear(hidden_size, hidden_size, bias=False)
         self.value = nn.Linear(hidden_size, hidden_size, bias=False)
@@ -41,26 +44,37 @@ class LocalAttention(nn.Module):
         q, k, v = (
             linear(x).view(n, tokens, self.heads, -1).transpose(1, 2) for linear in (self.query, self.key, self.value)
         )
-        q = rotate(q, first_position=self.window)
-        k = rotate(k, first_position=0)
+        q = rotate(q, self._turns(q, first_position=self.window))
+        k = rotate(k, self._turns(k, first_position=0))
         y = banded_attention(q, k, v, self.window)
         return self.output(y.transpose(1, 2).reshape(n, tokens, width))
 
+    def _turns(self, x: Tensor, first_position: int) -> Tensor:
+        tokens, width = x.shape[-2:]
+        return self._tables.get(
+            (first_position, tokens, x.dtype, x.device),
+            lambda: turns(first_position, tokens, width, x.dtype, x.device),
+        )
 
-def rotate(x: Tensor, first_position: int) -> Tensor:
-    """Rotary positions (RoFormer, Su et al. 2021): token i is turned by (first_position + i) * 10000^(-2k / width).
 
-    x: (..., tokens, width), width even; the first half of the channels is rotated with the second half.
-    Angles are computed in float32 at least.
+def turns(first_position: int, tokens: int, width: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Rotary positions (RoFormer, Su et al. 2021): cosines and sines of (first_position + i) * 10000^(-2k / width).
+
+    Returns (2, tokens, width), width even, computed in float32 at least: for each half of the channels, the sines of
+    the first half negative.
     """
-    tokens, width = x.shape[-2:]
-    angle_type = torch.promote_types(x.dtype, torch.float32)
-    k = torch.arange(0, width, 2, device=x.device, dtype=angle_type)
-    position = torch.arange(first_position, first_position + tokens, device=x.device, dtype=angle_type)
+    angle_type = torch.promote_types(dtype, torch.float32)
+    k = torch.arange(0, width, 2, device=device, dtype=angle_type)
+    position = torch.arange(first_position, first_position + tokens, device=device, dtype=angle_type)
     angle = torch.outer(position, 10000.0 ** (-k / width))
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)]).to(dtype)
+
+
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turns each token of x (..., tokens, width): the first half of its channels with the second half."""
+    cos, sin = turns
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, window: int, block: int = QUERY_BLOCK) -> Tensor:

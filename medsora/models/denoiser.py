@@ -18,6 +18,7 @@ from medsora.models.attention import LocalAttention
 from medsora.models.conditioning import LabelEmbedding, TimestepEmbedding, position_table
 from medsora.models.mixer import SPIRALS, SpatialMixer, TemporalMixer
 from medsora.models.presets import denoiser_preset
+from medsora.models.tables import Tables
 
 HEAD_WIDTH = 64
 BRANCHES = 3
@@ -151,7 +152,7 @@ class MedSora(ModelMixin, ConfigMixin):
         if stored_grid is not None:
             table = position_table(*stored_grid, hidden_size)
             self.position_table = nn.Parameter(table[None], requires_grad=False)
-        self._position_tables: dict[tuple, Tensor] = {}
+        self._tables = Tables()
         self.gradient_checkpointing = False
         self._initialise()
 
@@ -225,15 +226,10 @@ class MedSora(ModelMixin, ConfigMixin):
         weight = self.patch_embedding.weight
         if self.position_table is not None and tuple(self.config.stored_grid) == (height, width):
             return self.position_table.to(weight.dtype)
-        key = (height, width, weight.device, weight.dtype)
-        known = self._position_tables.get(key)
-        if known is not None:
-            return known
-        with torch.inference_mode(False):  # else a table made while sampling could not serve training
-            made = position_table(height, width, self.config.hidden_size)[None].to(weight.device, weight.dtype)
-        if type(made) is Tensor and not torch.compiler.is_compiling():
-            self._position_tables[key] = made
-        return made
+        return self._tables.get(
+            (height, width, weight.device, weight.dtype),
+            lambda: position_table(height, width, self.config.hidden_size)[None].to(weight.device, weight.dtype),
+        )
 
     def _unpatch(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """(B, F*H*W, p*p*2C), values ordered (row, column, channel), -> (B, F, 2C, H*p, W*p)."""

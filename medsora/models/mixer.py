@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Mamba2(nn.Module):
             bidirectional=bidirectional,
         )
         remaining = iter(scanned)
-        return tuple(self.out_proj(sum(next(remaining) for _ in family)) for family in families)
+        return tuple(self.out_proj(add_up(next(remaining) for _ in family)) for family in families)
 
 
 class SpatialMixer(nn.Module):
@@ -110,7 +111,7 @@ class SpatialMixer(nn.Module):
         scanned = self.mamba(u, self.families(grid), bidirectional=self.scan_order != "released")
         if len(scanned) == 1:
             return scanned[0]
-        return sum(torch.sigmoid(gate(y)) * y for gate, y in zip(self.gates, scanned, strict=True))
+        return add_up(torch.sigmoid(gate(y)) * y for gate, y in zip(self.gates, scanned, strict=True))
 
     def families(self, grid: tuple[int, int, int]) -> tuple[tuple[ScanPath, ...], ...]:
         """The paths of each plane family. Kept in a plain dictionary, where a compiled function can find them."""
@@ -139,6 +140,11 @@ class TemporalMixer(nn.Module):
         if grid not in self._known_families:
             self._known_families[grid] = ((temporal_path(grid),),)
         return self._known_families[grid]
+
+
+def add_up(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of one tensor or more. Python's `sum` begins by adding zero to the first, a pass over all of it."""
+    return functools.reduce(torch.add, tensors)
 
 
 @functools.lru_cache(maxsize=512)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sampling import sampled
 
-from medsora.models.attention import LocalAttention, band_mask, banded_attention, rotate
+from medsora.models.attention import LocalAttention, band_mask, banded_attention, rotate, turns
 
 CASES = [
     (tokens, block, window)
@@ -42,7 +42,7 @@ def test_the_mask_grows_linearly_with_the_tokens():
 
 def test_rotation_turns_the_first_half_with_the_second():
     x = torch.randn(5, 6, dtype=torch.float64)
-    turned = rotate(x, first_position=3)
+    turned = rotate(x, turns(3, 5, 6, x.dtype, x.device))
     for i in range(5):
         for k in range(3):
             angle = (3 + i) * 10000 ** (-2 * k / 6)
@@ -54,8 +54,12 @@ def test_rotation_turns_the_first_half_with_the_second():
 def test_scores_depend_on_the_distance_alone():
     """The point of rotary positions: shifting queries and keys together changes nothing."""
     q, k = torch.randn(2, 1, 8, dtype=torch.float64)
-    near = rotate(q, 8) @ rotate(k, 3).T
-    far = rotate(q, 108) @ rotate(k, 103).T
+
+    def at(x, position):
+        return rotate(x, turns(position, 1, 8, x.dtype, x.device))
+
+    near = at(q, 8) @ at(k, 3).T
+    far = at(q, 108) @ at(k, 103).T
     torch.testing.assert_close(near, far)
 
 
