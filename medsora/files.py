@@ -1,8 +1,8 @@
-"""How files come to be, whole or not at all, and how weights and hashes are read from them.
+"""How files and folders come to be, whole or not at all, and how weights and hashes are read from them.
 
-Each writer makes a file of a temporary name in the target's own folder, syncs it to disk, renames it into place and
-syncs the folder. A reader, or a run that was killed, sees the old file or the new one and never a part. What a killed
-one leaves under a temporary name the next command clears; what another is still writing holds a lock, and stays.
+Each is written within a temporary folder beside its place, synced to disk, renamed into place, and its parent synced. A
+reader, or a run that was killed, sees the old one or the new one and never a part. What a killed command leaves, the
+next one clears; a lock tells it from what another is still writing.
 """
 
 import contextlib
@@ -17,68 +17,82 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where an open file cannot be removed anyway
+except ImportError:  # Windows
     fcntl = None
 
 TEMPORARY_PREFIX = ".writing-"
-_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{8}-.+")
+LOCK = ".lock"
+_TEMPORARY = re.compile(re.escape(TEMPORARY_PREFIX) + "[0-9a-f]{8}")
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary path beside `path` (same suffix) to write to; on success it takes `path`'s place.
+    """Yields a temporary path of the same name to write to; on success it takes `path`'s place.
 
     Missing parent folders are made. If the block raises, the temporary file is removed and `path` stays as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    try:
-        temporary.touch(exist_ok=False)
-        with being_written(temporary):
-            yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with _temporary_folder(path) as folder:
+        temporary = folder / path.name
+        yield temporary
+        _sync_file(temporary)
+        os.replace(temporary, path)
     sync_folder(path.parent)
 
 
 @contextlib.contextmanager
-def being_written(temporary: Path) -> Iterator[None]:
-    """Within the block, `clear_leftovers` of any command leaves this file or folder alone.
+def replacing_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """As `replacing`, of a folder: yields an empty one to fill, which takes the place of `path` and all within it."""
+    path = Path(path)
+    with _temporary_folder(path) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
+        yield temporary
+        for place, _, names in os.walk(temporary):
+            for name in names:
+                _sync_file(Path(place) / name)
+            sync_folder(place)
+        if path.exists():
+            os.replace(path, folder / f"{path.name}.before")
+        os.replace(temporary, path)
+    sync_folder(path.parent)
 
-    It is a lock, which the system lifts when the process ends, however it ends. On a file system without locks there
-    is none, and nothing is cleared either.
+
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, removed at the end of the block with what is in it then.
+
+    It is locked meanwhile: the system lifts the lock when the process ends, however it ends. On a file system without
+    locks there is none, and `clear_leftovers` clears nothing.
     """
-    descriptor = _locked(temporary)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = temporary_path(path)
+    folder.mkdir()
+    lock = _locked(folder)
     try:
-        yield
+        yield folder
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 def clear_leftovers(*folders: str | os.PathLike) -> None:
     """Removes what commands that were killed left directly in these folders under temporary names."""
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            continue
-        for path in [entry for entry in folder.iterdir() if _TEMPORARY.fullmatch(entry.name)]:
-            descriptor = _locked(path)
-            if descriptor is None:
-                continue  # somebody is writing it
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            os.close(descriptor)
+    for parent in map(Path, folders):
+        for folder in parent.iterdir() if parent.is_dir() else ():
+            if not (_TEMPORARY.fullmatch(folder.name) and folder.is_dir()):
+                continue
+            lock = _locked(folder)
+            if lock is not None:  # else somebody is writing there
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
-def _locked(path: Path) -> int | None:
-    """A descriptor that holds the lock of a file or folder, or None where another holds it or there are no locks."""
+def _locked(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a folder, or None where another holds it or there are no locks."""
     try:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
         return None
     try:
@@ -87,6 +101,11 @@ def _locked(path: Path) -> int | None:
     except (OSError, AttributeError):
         os.close(descriptor)
         return None
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def write_bytes(path: str | os.PathLike, data: bytes) -> None:
@@ -155,8 +174,8 @@ def file_sha256(path: str | os.PathLike) -> str | None:
 
 
 def temporary_path(path: Path) -> Path:
-    """A free name beside `path`, hidden, with the same suffix (some writers choose the format by it)."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    """A free name beside `path`, hidden."""
+    return path.with_name(f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}")
 
 
 def sync_folder(folder: str | os.PathLike) -> None:

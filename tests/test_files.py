@@ -9,16 +9,14 @@ import pytest
 from micro_model import micro_pipeline
 
 from medsora.errors import run_command
-from medsora.files import TEMPORARY_PREFIX, clear_leftovers, replacing, temporary_path, write_text
+from medsora.files import TEMPORARY_PREFIX, clear_leftovers, replacing, replacing_folder, save_tensors, write_text
 from medsora.sample import main as sample
-from medsora.training.run_folder import replacing_folder
 
 # A command that is killed while a file and a folder are being written.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from medsora.files import replacing
-from medsora.training.run_folder import replacing_folder
+from medsora.files import replacing, replacing_folder
 place = Path(sys.argv[1])
 with replacing(place / "video.mp4") as file, replacing_folder(place / "vae") as folder:
     file.write_bytes(b"half a video")
@@ -28,7 +26,9 @@ with replacing(place / "video.mp4") as file, replacing_folder(place / "vae") as 
 
 
 def leftovers(folder):
-    return sorted(path.name.removeprefix(TEMPORARY_PREFIX)[9:] for path in folder.glob(TEMPORARY_PREFIX + "*"))
+    """The names of what is being written, or was when a command was killed."""
+    hidden = [path for path in folder.iterdir() if path.name.startswith(TEMPORARY_PREFIX)]
+    return sorted(path.name for place in hidden for path in place.iterdir() if not path.name.startswith("."))
 
 
 @pytest.fixture
@@ -41,14 +41,28 @@ def left(tmp_path):
 
 
 def test_of_dead_and_living_commands(left):
-    (left / f"{TEMPORARY_PREFIX}notes.txt").write_text("somebody's own")
+    own = left / f"{TEMPORARY_PREFIX}notes"  # a name that is none of ours
+    own.mkdir()
     with replacing(left / "sheet.png") as file, replacing_folder(left / "denoiser") as folder:
         clear_leftovers(left, left / "nowhere")
         file.write_bytes(b"a sheet")
         (folder / "config.json").write_text("{}")
-        assert leftovers(left) == ["", "denoiser", "sheet.png"]  # the first is notes.txt, which has no such name
-    assert sorted(path.name for path in left.iterdir()) == [f"{TEMPORARY_PREFIX}notes.txt", "denoiser", "sheet.png"]
-    assert (left / "sheet.png").read_bytes() == b"a sheet"
+        assert leftovers(left) == ["denoiser", "sheet.png"]
+    assert sorted(path.name for path in left.iterdir()) == [own.name, "denoiser", "sheet.png"]
+    assert (left / "sheet.png").read_bytes() == b"a sheet" and (left / "denoiser" / "config.json").is_file()
+
+
+def test_what_a_writer_leaves_beside_its_file_is_cleared_too(tmp_path, monkeypatch):
+    """The safetensors library writes to a temporary file of its own first."""
+
+    def killed(tensors, path, **_):
+        (path.parent / ".tmpAbC123").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_tensors(tmp_path / "a.safetensors", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_where_the_system_has_no_locks_nothing_is_cleared(left, monkeypatch):
@@ -64,7 +78,7 @@ def test_sampling_again_clears_what_a_killed_command_left(left, tmp_path):
     assert run_command(lambda: sample(command)) == 0
     names = ["contact-sheet.png", "samples.json", "video-00000.mp4"]
     assert sorted(path.name for path in left.iterdir()) == names
-    temporary_path(left / "video-00001.mp4").write_bytes(b"half")
+    assert subprocess.run([sys.executable, "-c", KILLED, left]).returncode == -9 and leftovers(left)
     assert run_command(lambda: sample(command)) == 0
     assert sorted(path.name for path in left.iterdir()) == names
     assert list(json.loads((left / "samples.json").read_text())["videos"]) == ["video-00000.mp4"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from medsora.files import write_text
+from medsora.files import replacing_folder, write_text
 
 if TYPE_CHECKING:
     from medsora.config import TrainSettings
@@ -48,7 +48,6 @@ def save_denoiser(run: Path, denoiser: MedSora, settings: TrainSettings, class_n
     from medsora.diffusion import make_scheduler
     from medsora.models import FrequencyCompensatedVAE
     from medsora.training.first_frames import given_counts
-    from medsora.training.run_folder import replacing_folder
 
     conditioned = denoiser.config.first_frame_conditioning
     scheduler = make_scheduler(settings.sampling.scheduler, settings.diffusion)

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from medsora.errors import UserError
-from medsora.files import write_json
+from medsora.files import replacing_folder, write_json
 from medsora.model_card import write_run_card
 from medsora.processes import PATIENCE, Processes, leave_group, local_device, require_enough
 from medsora.training.draws import Draws
-from medsora.training.run_folder import STAGES, RunFolder, replacing_folder
+from medsora.training.run_folder import STAGES, RunFolder
 from medsora.training.settings import samples_at_once
 from medsora.training.sharding import fsdp_plugin
 from medsora.training.stopping import StopRequests

@@ -8,23 +8,13 @@ metrics.jsonl  tensorboard/  plots/  samples/  report.html  what there is to see
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medsora.errors import UserError
-from medsora.files import (
-    TEMPORARY_PREFIX,
-    being_written,
-    clear_leftovers,
-    sync_folder,
-    temporary_path,
-    write_json,
-)
+from medsora.files import TEMPORARY_PREFIX, clear_leftovers, write_json
 
 if TYPE_CHECKING:
     from medsora.config import TrainSettings
@@ -85,31 +75,6 @@ class RunFolder:
 
     def _stages(self) -> dict:
         return _read(self.stages_file) if self.stages_file.is_file() else {}
-
-
-@contextlib.contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path` to fill; on success it takes `path`'s place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(path)
-    temporary.mkdir()
-    try:
-        with being_written(temporary):
-            yield temporary
-            for folder, _, names in os.walk(temporary):
-                for name in names:
-                    with open(Path(folder) / name, "rb+") as file:
-                        os.fsync(file.fileno())
-                sync_folder(folder)
-            if path.exists():
-                doomed = temporary_path(path)
-                os.replace(path, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
-            os.replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(path.parent)
 
 
 def _read(path: Path) -> dict:

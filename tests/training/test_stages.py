@@ -8,6 +8,7 @@ from medsora.alignment import AlignmentSettings
 from medsora.data import FrameClips, LatentClips, PrepareSettings, prepare_frames, prepare_latents
 from medsora.diffusion import DiffusionObjective
 from medsora.errors import UserError
+from medsora.files import replacing_folder
 from medsora.training.denoiser_stage import (
     DenoiserTraining,
     LatentDraws,
@@ -18,7 +19,6 @@ from medsora.training.denoiser_stage import (
 from medsora.training.draws import Part
 from medsora.training.evaluation import DenoisingProbe, real_windows, reconstruct
 from medsora.training.first_frames import first_frame_latents, given_counts
-from medsora.training.run_folder import replacing_folder
 from medsora.training.settings import DenoiserSettings, EvaluationSettings, VAESettings
 from medsora.training.vae_stage import build_vae, latent_shape, to_model_range, to_pixels, vae_task
 
