@@ -147,8 +147,7 @@ class Trainer:
                 (loss / settings.accumulation).backward()
             for name, value in {"loss": loss, **parts}.items():
                 totals[name] = totals.get(name, 0.0) + value.detach().float() / settings.accumulation
-        limit = settings.gradient_clip if settings.gradient_clip > 0 else math.inf
-        norm = float(self.layout.whole(nn.utils.clip_grad_norm_(self.parameters, limit)))
+        norm = self._clipped_norm()
         values, stop = self._averaged_over_processes(totals)
         values["gradient_norm"] = norm
         counters.step += 1
@@ -162,6 +161,14 @@ class Trainer:
         else:
             self._count_bad_step(values["loss"], norm)
         return values, stop
+
+    def _clipped_norm(self) -> float:
+        """The gradient's norm before it is clipped. A gradient that is short enough is not written again."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        length, limit = float(self.layout.whole(norm)), self.settings.gradient_clip
+        if 0 < limit < length:
+            nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
+        return length
 
     def _forward(self, batch: dict[str, torch.Tensor], number: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         # Dropout inside a module draws from torch's generator: seeding it here keeps that a function of the step too.
