@@ -221,21 +221,29 @@ class RunVideos:
         return {"settings": {n: getattr(self.settings, n) for n in names}, "sha256": self.hashes}
 
     def _claim(self) -> None:
+        """Makes the folder that of this model and these settings, if no samples of others are in it."""
         record = self.folder / "made-by.json"
         if record.is_file():
             try:
                 before = json.loads(record.read_text("utf-8"))
             except ValueError:
-                before = None
-            if before != self._made_by():
+                before = {}
+            if before != self._made_by() and any(self.folder.glob("*.npy")):
                 raise UserError(
-                    f"{self.folder} holds samples of another model or of other settings; give another --output, or "
-                    "remove it"
+                    f"{self.folder} holds samples {self._difference(before)}; give another --output, or remove it"
                 )
         elif self.folder.is_dir() and any(not f.name.startswith(TEMPORARY_PREFIX) for f in self.folder.iterdir()):
             raise UserError(f"{self.folder} holds files that are none of this command's; give another --output")
         clear_leftovers(self.folder)
         write_json(record, self._made_by())
+
+    def _difference(self, before: dict) -> str:
+        """In what earlier samples differ from those that are wanted now."""
+        for name, value in self._made_by()["settings"].items():
+            known = before.get("settings", {}).get(name, value)
+            if known != value:
+                return f"made with --{name} {json.dumps(known)}, now it is {json.dumps(value)}"
+        return "of another model"
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.npy"

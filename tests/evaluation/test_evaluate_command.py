@@ -216,7 +216,19 @@ def test_an_interruption_keeps_what_was_sampled(run, dataset, tmp_path, monkeypa
 
 def test_samples_of_other_settings_are_not_mixed(evaluated, run, dataset, capsys):
     assert call(run, "--reference", dataset, "--output", evaluated[0], "--steps", 3) == 2
-    assert "holds samples of another model or of other settings" in capsys.readouterr().err
+    assert "holds samples made with --steps 2, now it is 3; give another --output" in capsys.readouterr().err
+    record = evaluated[0] / "generated" / "made-by.json"
+    before = record.read_text()
+    record.write_text(json.dumps(json.loads(before) | {"sha256": {}}))
+    assert call(run, "--reference", dataset, "--output", evaluated[0], "--steps", 2) == 2
+    assert "holds samples of another model; give another --output" in capsys.readouterr().err
+    record.write_text(before)
+
+
+def test_a_claim_without_samples_gives_way(run, dataset, tmp_path, capsys):
+    few = ("--output", tmp_path, "--num-videos", 2, "--nearest", 0, "--reconstruction_clips", 0, "--steps")
+    assert call(run, "--reference", tmp_path / "nowhere", *few, 3) == 2  # nothing was sampled for it
+    assert call(run, "--reference", dataset, *few, 1) == 0
 
 
 @pytest.fixture
