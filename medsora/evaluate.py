@@ -158,7 +158,7 @@ def _reconstruct(vae, reference, settings: EvaluateSettings, output: Path, lpips
         if len(pairs) < 6:
             pairs.extend([clip, made])
 
-    with step_bar("reconstructions", 0, len(windows), shown) as bar:
+    with step_bar("reconstructions", 0, len(windows), shown, "clip") as bar:
         clips = (part.read(window, CHUNK, 1) for window in windows)
         found = measure_reconstruction(vae, clips, settings.bands, settings.batch_size, lpips, look)
     labels = ["recorded", "reconstructed"] * (len(pairs) // 2)
@@ -181,7 +181,7 @@ def _without_compensation(vae, part, windows: list, settings: EvaluateSettings, 
         parameter.data.zero_()
     if not parameters:
         return None
-    with step_bar("without compensation", 0, len(windows), shown) as bar:
+    with step_bar("without compensation", 0, len(windows), shown, "clip") as bar:
         clips = (part.read(window, CHUNK, 1) for window in windows)
         return measure_reconstruction(plain, clips, settings.bands, settings.batch_size, lpips, lambda *_: bar.update())
 

@@ -126,7 +126,7 @@ class Evaluation:
     def _pass(self, label: str, total: int, clips: Iterable, statistics: ClipStatistics) -> None:
         """Hands clips to the statistics in batches of one half each."""
         held: dict[int, list[np.ndarray]] = {0: [], 1: []}
-        with step_bar(label, 0, total, self.progress and self.processes.is_first) as bar:
+        with step_bar(label, 0, total, self.progress and self.processes.is_first, "clip") as bar:
             for half, clip in clips:
                 held[half].append(clip)
                 if len(held[half]) == self.settings.batch_size:
@@ -200,7 +200,7 @@ class Evaluation:
 
         def look() -> dict:
             shown = self.progress and self.processes.is_first
-            with step_bar("nearest recordings", 0, len(self.reference.clips), shown) as bar:
+            with step_bar("nearest recordings", 0, len(self.reference.clips), shown, "recording") as bar:
                 return nearest_recordings(
                     self.samples, self.reference, self.windows, self.interval, self.flips, bar.update
                 )

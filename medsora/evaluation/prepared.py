@@ -39,7 +39,7 @@ def record_reconstruction(folder: str | Path, vae: torch.nn.Module, device: str,
     before = read_record(path)
     if before is not None and before.get("key") == key:
         return before
-    with step_bar("reconstruction", 0, len(windows), shown) as bar:
+    with step_bar("reconstruction", 0, len(windows), shown, "clip") as bar:
         clips = (reference.read(window, FRAMES, 1) for window in windows)
         try:
             found = measure_reconstruction(vae.to(device).eval(), clips, look=lambda *_: bar.update())
