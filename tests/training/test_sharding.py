@@ -41,7 +41,9 @@ def assert_alike(first, second):
     assert step == other and expected.keys() == found.keys()
     assert state["bad_steps"] == found_state["bad_steps"] == 1  # the NaN of one process's clip
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-6, msg=lambda m, name=name: f"{name}: {m}")
+        # Of whole tensors: AdamW makes a full step of a gradient that is all rounding, in one place or another.
+        bound = 3e-4 if name.startswith("optimizer/") else 5e-6
+        assert (found[name] - tensor).double().norm() <= bound * tensor.double().norm(), name
 
 
 def test_divided_training_equals_one_process_and_each_goes_on_where_the_other_stopped(tmp_path):
