@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from small_denoiser import prediction, small_trainer
 
 from medsora.errors import UserError
