@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shel
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-report bench-compare bench-gpu sanitize
+.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-report bench-compare bench-gpu bench-gpu-models sanitize
 .PHONY: lint format clean
 .DEFAULT_GOAL := help
 
@@ -86,6 +86,10 @@ bench-gpu:  ## time the operators on a GPU against their floors, scans first (AR
 	  $(GPU_PYTHON) -m pytest -q benchmarks/test_operators.py --benchmark-only --benchmark-quiet --device cuda \
 	    -k "gather or merge or spectral or focal" --record gpu-reorder-spectral; \
 	else echo "no pytest-benchmark: gather, merge and the frequency operators are not timed"; fi
+
+bench-gpu-models: $(READY)  ## time layers and models on a GPU beside attention; needs the whole installation, unlike bench-gpu
+	@$(RUN) -m pytest -q benchmarks/test_layers.py benchmarks/test_models.py --benchmark-only --benchmark-quiet \
+	  --device cuda --full --record gpu-layers-models $(ARGS)
 
 sanitize: build/sanitize/check  ## run the native operators, no Python around them, under GCC's or clang's sanitizers
 	@build/sanitize/check $(ARGS)
