@@ -27,8 +27,9 @@ TARGET is one of
 
 What is always measured: spectra by radial band, motion from optical flow, each sample's nearest recording, and a motion
 distance on fixed numbers, a proxy that needs no weights. With weights: FVD (--i3d), CD-FVD (--videomae), FID and IS
-(--inception), LPIPS of reconstructions (--lpips). Weights are given as a path or hub name, with #sha256=HEX behind it
-where they must have that checksum; the result records the checksum in any case.
+(--inception), LPIPS of reconstructions (--lpips). Weights are given as a path or hub name (OWNER/REPOSITORY, or
+OWNER/REPOSITORY/FILE), with #sha256=HEX behind it where they must have that checksum; the result records the checksum
+in any case.
 
 Videos pass once, and sums are kept of them: memory does not depend on their number. The samples of a run are kept in
 OUTPUT/generated, so the same command after an interruption makes only those that are missing and measures again.

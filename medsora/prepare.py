@@ -140,7 +140,8 @@ def _measure(options, vae) -> None:
         print("vae       not measured: no clip has 8 frames")
         return
     print(f"vae       {summary(found)}")
-    print(f"          on {found['clips']} {found['split']} clips of 8 frames; {Path(options.output) / RECORD}")
+    split = {"val": "held-out", "train": "training"}[found["split"]]
+    print(f"          on {found['clips']} {split} clip(s) of 8 frames; {Path(options.output) / RECORD}")
 
 
 def _encode(options, settings: PrepareSettings, alignment, vae, processes) -> None:

@@ -1,8 +1,10 @@
 """Networks that others trained: where they come from, and whether what was given is what is meant.
 
-A part is given as a path or, where it has one, a hub name, and may carry the checksum that it must have:
+A part is given as a path or hub name, and may carry the checksum that it must have:
 
-    i3d_torchscript.pt#sha256=3f1c...        facebook/dinov2-base        models/CogVideoX-2b#sha256=9a0e...
+    i3d_torchscript.pt#sha256=3f1c...        facebook/dinov2-base        OWNER/REPOSITORY/FILE.pth#sha256=9a0e...
+
+A hub name is that of a repository, for parts that are kept as such, or of a file in one, for any part.
 
 The checksum is SHA-256, of the file; of a folder, that of its one weight file, or, of several, see `sha256_of`. Files
 whose published names end in the first digits of their checksum (the habit of torch.hub) are held to them. Nothing is
@@ -14,6 +16,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +31,9 @@ MARK = "#sha256="
 class Part:
     """A network of others: its title, what to download from where, and how its files may be given.
 
-    subfolder: where in a hub repository it lies. runs_code: it is a program (TorchScript), so that it is opened only
-    after its checksum was stated and met. digits: first digits of the SHA-256 of files, by their published names.
+    hub: whole repositories are taken. subfolder: where in them it lies. runs_code: it is a program (TorchScript), so
+    that it is opened only after its checksum was stated and met. digits: first digits of the SHA-256 of files, by their
+    published names.
     """
 
     title: str
@@ -171,22 +175,24 @@ def _check_published(part: Part, path: Path, option: str) -> None:
 
 
 def _from_hub(name: str, place: str, option: str, below: str | None) -> Path:
-    """The folder into which huggingface_hub puts a repository; its cache serves without a connection."""
-    if not PARTS[name].hub:
-        raise ValueError(f"{option}: got {place}, wants a path that exists; {advice(name, option)}")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", place):
+    """The file, or folder of a repository, that huggingface_hub loads; its cache serves without a connection."""
+    known = re.fullmatch(r"([\w-][\w.-]*/[\w.-]+)(?:/([\w./-]+))?", place)
+    repository, file = known.groups() if known else (None, None)
+    asked = repository and (Path(file).suffix in WEIGHT_SUFFIXES if file else PARTS[name].hub)
+    if not asked or Path(repository).parts[0] in os.listdir():  # the latter is a path that misses its end
         raise ValueError(f"{option}: cannot load {place!r}, there is no such path; {advice(name, option)}")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     within = f"{below}/" if below else ""
     try:
-        folder = snapshot_download(place, allow_patterns=[f"{within}*.json", f"{within}*.safetensors"])
+        if file:
+            return Path(hf_hub_download(repository, file))
+        return Path(snapshot_download(place, allow_patterns=[f"{within}*.json", f"{within}*.safetensors"])) / within
     except Exception as error:  # no connection, no such name, no right to it: each library has its own exceptions
         raise ValueError(
             f"{option}: cannot load {place!r}, there is no such path, and the hub did not give it "
             f"({first_sentence(error)}); {advice(name, option)}"
         ) from error
-    return Path(folder) / within
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -1,6 +1,8 @@
 """Parts of others: found, held to their checksums, and missed in one sentence that says what to download."""
 
 import hashlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_what_is_not_there_is_told_with_what_to_download(tmp_path, name, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     stated = f"#sha256={'0' * 64}" if PARTS[name].runs_code else ""
-    for given in (str(tmp_path / "nothing"), "somebody/something"):
+    for given in (str(tmp_path / "nothing"), "somebody/something", "somebody/something/weights.pth"):
         with pytest.raises(ValueError) as caught:
             locate(name, given + stated, "--part")
         said = str(caught.value)
@@ -120,6 +122,60 @@ def test_a_hub_name_is_loaded_by_the_hub_library_and_held_to_its_checksum(weight
     assert asked["THUDM/CogVideoX-2b"] == ["vae/*.json", "vae/*.safetensors"]
     with pytest.raises(ValueError, match="wants 0000"):
         locate("cogvideox", f"THUDM/CogVideoX-2b#sha256={'0' * 64}", "vae")
+
+
+class HubOfOneFile(BaseHTTPRequestHandler):
+    """As much of the hub as a download needs: somebody/networks holds within/inception.pth."""
+
+    CONTENT = b"a network's weights"
+
+    def do_GET(self):
+        self.server.asked.append((self.command, self.path))
+        known = self.path == "/somebody/networks/resolve/main/within/inception.pth"
+        self.send_response(200 if known else 404)
+        self.send_header("ETag", '"1234"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(self.CONTENT) if known else 0))
+        self.end_headers()
+        if known and self.command == "GET":
+            self.wfile.write(self.CONTENT)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_file_of_a_repository_is_loaded_once_and_held_to_its_checksum(tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubOfOneFile)
+    server.asked = []
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    place = f"http://127.0.0.1:{server.server_port}" + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", place)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    given, right = "somebody/networks/within/inception.pth", hashlib.sha256(HubOfOneFile.CONTENT).hexdigest()
+    try:
+        for _ in range(2):
+            found = locate("inception", f"{given}#sha256={right}", "--inception")
+            assert found.sha256 == right and found.path.read_bytes() == HubOfOneFile.CONTENT
+        assert [method for method, _ in server.asked].count("GET") == 1
+        with pytest.raises(ValueError, match=f"has the SHA-256 {right}, wants 0000"):
+            locate("inception", f"{given}#sha256={'0' * 64}", "--inception")
+        with pytest.raises(ValueError, match="i3d: somebody/networks/a.pt is a program"):
+            locate("i3d", "somebody/networks/a.pt", "--i3d")
+        with pytest.raises(ValueError, match=r"the hub did not give it \(.*; download pt_inception"):
+            locate("inception", "somebody/networks/other.pth", "--inception")
+        asked = len(server.asked)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "weights").mkdir()
+        with pytest.raises(ValueError, match="cannot load 'weights/i3d/inception.pth', there is no such path; downl"):
+            locate("inception", "weights/i3d/inception.pth", "--inception")  # it begins like a path here
+        assert len(server.asked) == asked
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_hashes_are_computed_once(weights, monkeypatch):

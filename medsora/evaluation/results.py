@@ -69,7 +69,8 @@ def table(result: dict) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     found = result["reconstruction"]
     if found:
-        on = f"{found['clips']} {found['split']} clips of {found['frames']} frames"
+        split = {"val": "held-out", "train": "training"}[found["split"]]
+        on = f"{found['clips']} {split} clip(s) of {found['frames']} frames"
         rows.append(("reconstruction, PSNR", f"{found['psnr']:.2f} dB", on))
         for name in ("ssim", "lpips"):
             if found[name] is not None:

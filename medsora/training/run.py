@@ -68,8 +68,8 @@ class _Run:
         self.main = self.accelerator.is_main_process
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.say = say if self.main else lambda words: None
-        if folder.done("vae") is None and settings.vae.pretrained is None:
-            _check_sizes(settings)
+        if folder.done("vae") is None:
+            _check_vae(settings)
         if folder.done("latents") is None:
             _check_alignment(settings)
             if _denoiser_config(settings).first_frame_conditioning:
@@ -264,10 +264,11 @@ def _denoiser_config(settings: TrainSettings):
         return build_denoiser(settings.denoiser, 1, 0, settings.seed).config
 
 
-def _check_sizes(settings: TrainSettings) -> None:
-    """What would only fail when its stage comes is told before anything is done."""
-    from medsora.training.vae_stage import build_vae, latent_shape
+def _check_vae(settings: TrainSettings) -> None:
+    """What would only fail when its stage comes is told before anything is done: weights and sizes."""
+    from medsora.training.vae_stage import build_loss, build_vae, latent_shape
 
+    build_loss(settings.vae)
     vae, side = build_vae(settings.vae), settings.prepare.size
     latent_shape(vae, settings.vae.num_frames, (side, side))
     latents = latent_shape(vae, settings.prepare.num_frames, (side, side))[-1]

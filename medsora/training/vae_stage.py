@@ -17,6 +17,7 @@ from medsora.training.settings import VAESettings
 if TYPE_CHECKING:
     from medsora.data import FrameClips
     from medsora.models import FrequencyCompensatedVAE
+    from medsora.training.vae_loss import VAELoss
 
 
 class VAETraining(nn.Module):
@@ -60,8 +61,6 @@ def build_vae(settings: VAESettings) -> FrequencyCompensatedVAE:
 
 def vae_task(vae: FrequencyCompensatedVAE, clips: FrameClips, settings: VAESettings, seed: int, inputs: str) -> Task:
     """What the loop needs to train `vae` on the training clips."""
-    from medsora.training.vae_loss import VAELoss
-
     if not len(clips):
         raise UserError(f"data: there is no training clip of at least vae.num_frames = {settings.num_frames} frames")
     draws = Draws(seed, "vae")
@@ -82,12 +81,18 @@ def vae_task(vae: FrequencyCompensatedVAE, clips: FrameClips, settings: VAESetti
         shape = latent_shape(vae, settings.num_frames, frames.shape[2:4])
         return {"frames": torch.from_numpy(frames), "noise": draws.normal("posterior", step, indices, shape)}
 
+    return Task("vae", VAETraining(vae, build_loss(settings)), draw, inputs)
+
+
+def build_loss(settings: VAESettings) -> VAELoss:
+    """The loss that the settings describe."""
+    from medsora.training.vae_loss import VAELoss
+
     terms = ("l1", "focal", "lpips", "kl", "lpips_weights")
     try:
-        loss = VAELoss(**{name: getattr(settings, name) for name in terms})
+        return VAELoss(**{name: getattr(settings, name) for name in terms})
     except (ValueError, OSError) as error:
         raise UserError(f"vae.{error}") from error
-    return Task("vae", VAETraining(vae, loss), draw, inputs)
 
 
 def latent_shape(vae: FrequencyCompensatedVAE, num_frames: int, size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -350,7 +350,7 @@ def bad_input_cases():
         (("{made}", "--reference", "{data}", "--bands", 17), "--bands: got 17, wants at most 16"),
         (("{made}", "--reference", "{data}", "--i3d", "i3d.pt"), "--i3d: i3d.pt is a program"),
         (("{made}", "--reference", "{data}", "--inception", "none.pth"), "pt_inception-2015-12-05-6726825d.pth"),
-        (("{made}", "--reference", "{data}", "--lpips", "none"), "--lpips: got none, wants a path that exists"),
+        (("{made}", "--reference", "{data}", "--lpips", "none"), "--lpips: cannot load 'none', there is no such path"),
         (("{made}", "--reference", "{data}", "--flow", "raft"), "--flow_weights: got none"),
         (("{unfinished}", "--reference", "{data}"), "error: the run in"),
         (("{run}", "--reference", "{data}", "--num_frames", 9), "--num_frames: got 9, wants at most 8"),

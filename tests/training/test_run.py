@@ -209,6 +209,25 @@ def test_frames_that_do_not_divide_are_refused_before_anything_is_trained(tmp_pa
     assert "denoiser.images_per_batch: got 3, wants a multiple of 2" in told and told.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (
+            ("--vae.pretrained", "nowhere", "--vae.model", "{}"),
+            "vae.pretrained: cannot load 'nowhere', there is no",
+        ),
+        (
+            ("--vae.lpips", "1", "--vae.lpips_weights", "nowhere"),
+            "vae.lpips_weights: cannot load 'nowhere', there",
+        ),
+    ],
+)
+def test_weights_that_are_not_there_are_told_before_anything_is_prepared(tmp_path, capsys, options, words):
+    assert run(tmp_path / "run", *options) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("way, wants", [("FSDP", "wants fsdp_version: 2"), ("DEEPSPEED", "wants distributed_type")])
 def test_other_ways_to_divide_parameters_are_refused(tmp_path, capsys, monkeypatch, way, wants):
     monkeypatch.setenv(f"ACCELERATE_USE_{way}", "true")
