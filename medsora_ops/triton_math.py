@@ -70,6 +70,19 @@ def anew(pointer):
 
 
 @triton.jit
+def tf32_parts(x):
+    """Two numbers of tf32 whose sum is x to float32: x rounded, and what that leaves.
+
+    Opaque, as `settled`. Triton's own "tf32x3" takes operands apart in the layout of the product; each thread then
+    holds them three times at once, and registers run out.
+    """
+    rounded = tl.inline_asm_elementwise(
+        "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1
+    )  # fmt: skip
+    return rounded, settled(x - rounded)
+
+
+@triton.jit
 def matmul(a, b, OPERANDS: tl.constexpr):
     """a @ b in float32 sums. OPERANDS: the type that a and b take; float32 is exact to float32, on NVIDIA by 3 x tf32.
 
@@ -77,10 +90,17 @@ def matmul(a, b, OPERANDS: tl.constexpr):
     """
     if _INTERPRETED:  # there half types are wrong in tl.dot
         return tl.dot(a.to(OPERANDS).to(tl.float32), b.to(OPERANDS).to(tl.float32))
-    elif OPERANDS == tl.float32:
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3" if is_cuda() else "ieee")
-    else:
+    elif OPERANDS != tl.float32:
         return tl.dot(a.to(OPERANDS), b.to(OPERANDS))
+    elif is_cuda():
+        a, rest_of_a = tf32_parts(a.to(tl.float32))
+        b, rest_of_b = tf32_parts(b.to(tl.float32))
+        rest = tl.dot(rest_of_a, b, input_precision="tf32")
+        rest = tl.dot(a, rest_of_b, rest, input_precision="tf32")
+        rest = tl.where(rest == rest, rest, 0.0)  # of infinity, infinity is left NaN
+        return tl.dot(a, b, rest, input_precision="tf32")
+    else:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
 
 
 @triton.jit
