@@ -228,8 +228,7 @@ class Evaluation:
         if clips < 10:
             found.append(f"The recorded windows are of {clips} clip(s) and overlap: they say little of other patients.")
         if self.videos.skipped:
-            skipped = ": ".join(self.videos.skipped[0])
-            found.append(f"{len(self.videos.skipped)} file(s) were skipped, such as {skipped}.")
+            found.append(results.not_used(self.videos.skipped))
         return found
 
     def _different_frames(self) -> int:

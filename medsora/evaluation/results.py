@@ -31,9 +31,11 @@ warnings          sentences that a reader of the numbers should know
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 
 FORMAT = 1
 RESULT_FILE = "evaluation.json"
+NAMED = 5  # skipped files that a warning names
 FEW = (
     "{title}: {count} {side} {unit}s are too few for features of {size} numbers, so the distance is too large and "
     "depends on their number; compare it only with distances of as many."
@@ -62,6 +64,13 @@ def too_few(title: str, unit: str, size: int, real: int, generated: int) -> list
         for side, count in sides.items()
         if count <= size
     ]
+
+
+def not_used(skipped: Sequence[tuple[str, str]]) -> str:
+    """A warning that names the first skipped files, each with its reason."""
+    named = "; ".join(": ".join(item) for item in skipped[:NAMED])
+    more = f"; and {len(skipped) - NAMED} more, in {RESULT_FILE}" if len(skipped) > NAMED else ""
+    return f"{len(skipped)} file(s) were skipped: {named}{more}."
 
 
 def table(result: dict) -> list[tuple[str, str, str]]:

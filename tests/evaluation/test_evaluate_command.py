@@ -170,6 +170,13 @@ def test_two_processes_find_what_one_finds(evaluated, run, dataset, tmp_path):
     assert done.stdout.count("motion distance (weight-free proxy)  ") == 1  # one of them speaks
 
 
+def test_a_warning_names_the_first_files_only():
+    skipped = [(f"{number}.npy", "it is damaged") for number in range(7)]
+    said = results.not_used(skipped)
+    assert said.startswith("7 file(s) were skipped: 0.npy: it is damaged; 1.npy") and "5.npy" not in said
+    assert said.endswith("4.npy: it is damaged; and 2 more, in evaluation.json.")
+
+
 def test_page_table_and_pictures(evaluated, capsys, run, dataset):
     output, result = evaluated
     page = (output / "report.html").read_text()
@@ -254,7 +261,11 @@ def test_a_folder_against_recordings_that_are_not_prepared(folder, capsys):
     assert generated["resize"] == "short side to 32, area (down) or bicubic (up), long side cut at the centre"
     assert (real["size"], real["resize"], real["clips"], real["flips"]) == ([32, 32], "none", 3, False)
     said = capsys.readouterr().out
-    assert "warning   2 file(s) were skipped, such as notes.txt" in said and result["reconstruction"] is None
+    assert (
+        "warning   2 file(s) were skipped: notes.txt: it is not" in said
+        and "; 3.npy: it has 2 frames" in said
+        and result["reconstruction"] is None
+    )
     assert "motion distance (weight-free proxy)" in said
     again = FolderVideos(folder, 256, 2, 5, folder / "evaluation")  # its own output is no input
     assert again.names == [f"{number}.npy" for number in (0, 1, 2, 4)]
@@ -401,7 +412,7 @@ def test_videos_of_another_size_or_length_are_skipped_by_name(folder, dataset, c
         ["3.npy", "unlike the others: it has 4 frames, they have 10"],
         ["5.npy", "unlike the others: it has more than their 10 frames"],
     ]
-    assert "4 file(s) were skipped, such as notes.txt" in capsys.readouterr().out
+    assert "4 file(s) were skipped: notes.txt: it is not" in capsys.readouterr().out
     with_length = ("--num_frames", 4, "--output", folder / "evaluation")
     assert call(folder, "--reference", dataset, *FEW_OF_A_FOLDER, *with_length) == 0
     protocol = json.loads((folder / "evaluation" / "evaluation.json").read_text())["protocol"]
