@@ -37,6 +37,9 @@ class Drawn:
     def prepare(self, progress=True):
         pass
 
+    def require_enough(self, used):
+        assert used == self.count
+
     def describe(self):
         return {"source": "drawn"}
 
