@@ -85,6 +85,8 @@ def test_raft_runs_with_weights_from_a_file(tmp_path):
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="does not fit RAFT"):
         estimate_flow(frames, "raft", str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match="flow_weights: cannot load 'C_T', there is no such path; download raft_large"):
+        estimate_flow(frames, "raft", "C_T")
 
 
 def test_the_wheel_is_middleburys():

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from medsora.files import load_tensors
-from medsora.pretrained import advice, locate, split_checksum
+from medsora.files import first_sentence, load_tensors
+from medsora.pretrained import advice, locate
 
 ESTIMATORS = ("dis", "raft")
 RAFT_MULTIPLE = 8
@@ -78,7 +78,7 @@ def _raft(frames: np.ndarray, weights: str | None) -> np.ndarray:
 def load_raft(weights: str | None):
     """torchvision's large RAFT in evaluation mode, on the CPU.
 
-    weights: a file of its state dict (see `medsora.pretrained`), or a name that torchvision knows.
+    weights: a file of its state dict (see `medsora.pretrained`), or a name that torchvision knows and downloads.
     Raises ValueError if torchvision or the weights are missing, or they do not fit.
     """
     try:
@@ -87,25 +87,20 @@ def load_raft(weights: str | None):
         raise ValueError(f"flow: 'raft' wants torchvision, which cannot be imported here ({error})") from error
     if weights is None:
         raise ValueError("flow_weights: got None, wants a file of RAFT weights or the name 'C_T_SKHT_V2'")
-    if Path(split_checksum(weights, "flow_weights")[0]).exists():
-        path = locate("raft", weights, "flow_weights").path
-        model = raft_large(weights=None)
+    if weights in Raft_Large_Weights.__members__ and not Path(weights).exists():
         try:
-            model.load_state_dict(load_tensors(path), strict=True)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(f"flow_weights: {weights} does not fit RAFT: {error}") from error
-        return model.eval()
-    if weights not in Raft_Large_Weights.__members__:
-        known = ", ".join(Raft_Large_Weights.__members__)
-        raise ValueError(
-            f"flow_weights: got {weights!r}, wants a file or one of {known}; {advice('raft', 'flow_weights')}"
-        )
+            return raft_large(weights=Raft_Large_Weights[weights]).eval()
+        except OSError as error:
+            raise ValueError(
+                f"flow_weights: {weights} cannot be downloaded ({error}); {advice('raft', 'flow_weights')}"
+            ) from error
+    path = locate("raft", weights, "flow_weights").path
+    model = raft_large(weights=None)
     try:
-        return raft_large(weights=Raft_Large_Weights[weights]).eval()
-    except OSError as error:
-        raise ValueError(
-            f"flow_weights: {weights} cannot be downloaded ({error}); {advice('raft', 'flow_weights')}"
-        ) from error
+        model.load_state_dict(load_tensors(path), strict=True)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"flow_weights: {weights} does not fit RAFT: {first_sentence(error)}") from error
+    return model.eval()
 
 
 @functools.cache
