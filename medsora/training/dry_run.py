@@ -13,6 +13,7 @@ from medsora.training import denoiser_stage, vae_stage
 from medsora.training.memory import StageMemory, denoiser_activations, size_text, stage_memory, vae_activations
 from medsora.training.optimization import uses_bf16
 from medsora.training.settings import samples_at_once
+from medsora.training.sharding import fsdp_plugin
 
 if TYPE_CHECKING:
     from medsora.config import TrainSettings
@@ -66,7 +67,7 @@ def _vae_lines(settings: TrainSettings) -> list[str]:
     vae_stage.latent_shape(model, options.num_frames, (size, size))
     samples = samples_at_once("vae.batch_size", options.batch_size, _processes(), options.accumulation)
     kept = vae_activations(model, options.num_frames, size, samples, _bf16(settings, options))
-    return _memory_lines("video VAE", stage_memory(model, kept), f"{samples} clips", options)
+    return _memory_lines("video VAE", stage_memory(model, kept, _shares()), f"{samples} clips", options)
 
 
 def _denoiser_lines(settings: TrainSettings, labels: int) -> list[str]:
@@ -85,11 +86,17 @@ def _denoiser_lines(settings: TrainSettings, labels: int) -> list[str]:
     bf16 = _bf16(settings, options)
     kept = denoiser_activations(model, (frames, channels, height, width), videos, images, bf16)
     shape = f"latents {frames} x {channels} x {height} x {width}"
-    return [shape, *_memory_lines("denoiser", stage_memory(model, kept), f"{videos} clips, {images} frames", options)]
+    memory = stage_memory(model, kept, _shares(), passes=2 if images else 1)
+    return [shape, *_memory_lines("denoiser", memory, f"{videos} clips, {images} frames", options)]
 
 
 def _processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _shares() -> int:
+    """Processes that parameters are divided among."""
+    return _processes() if fsdp_plugin() is not None else 1
 
 
 def _bf16(settings: TrainSettings, options: LoopSettings) -> bool:
@@ -104,6 +111,12 @@ def _memory_lines(name: str, memory: StageMemory, batch: str, options: LoopSetti
         f"{name}: about {size_text(memory.total)} a process: {size_text(memory.static)} of weights, gradients, moments "
         f"and average, {size_text(memory.activations)} of activations ({batch} at a time)",
     ]
+    if memory.shares > 1:
+        lines.append(
+            f"{name}: parameters are divided (FSDP): a process holds 1/{memory.shares} of them and of what belongs to "
+            f"them, and {size_text(memory.gathered)} while some are gathered"
+        )
     if _processes() > 1:
-        lines.append(f"{name}: each of {_processes()} processes sends {size_text(memory.sent(_processes()))} a step")
+        sent = size_text(memory.sent(_processes(), options.accumulation))
+        lines.append(f"{name}: each of {_processes()} processes sends {sent} a step")
     return lines

@@ -3,7 +3,8 @@
 Bytes a trained parameter: weight 4, gradient 4, AdamW's two moments 8, moving average 4. A frozen one: 4. Activations
 are what autograd keeps of a forward pass: measured on small models, on the CPU, and carried on to the size asked for,
 since they grow in a straight line with blocks and with samples. At its highest a step holds about all of this, as the
-gradients of the single frames are there before the clips' activations go.
+gradients of the single frames are there before the clips' activations go. Where parameters are divided over processes
+(sharding.py), each holds a share of these bytes, and a block's weights and gradients whole while they are used.
 """
 
 from __future__ import annotations
@@ -17,10 +18,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from medsora.training.sharding import divided_blocks
+
 if TYPE_CHECKING:
     from medsora.models import MedSora
 
 WEIGHT, GRADIENT, MOMENTS, AVERAGE = 4, 4, 8, 4
+# Where parameters are divided, whole at one moment: of a block the weights, those of the next, as they come in and as
+# they are used, its gradients, and these as they are sent; of what is outside of blocks, weights and gradients. Of a
+# second pass (single frames beside clips) autograd keeps all gradients to add those of the first.
+BLOCK_GATHERED, REST_GATHERED = 5 * WEIGHT, WEIGHT + GRADIENT
 PROBED_SIDE = 32  # pixels; activations of a convolutional VAE grow with the frame's area
 
 
@@ -29,31 +36,55 @@ class StageMemory:
     """Bytes that one process holds while it trains.
 
     parameters: all of the model's; trained: those that training changes. activations: of one micro-batch.
+    shares: processes among which the parameters are divided. gathered: bytes of them whole at one moment. passes:
+    forward passes of a micro-batch.
     """
 
     parameters: int
     trained: int
     activations: float
+    shares: int = 1
+    gathered: int = 0
+    passes: int = 1
 
     @property
     def static(self) -> int:
         """Weights, gradients, moments and average: what does not depend on the batch."""
-        return self.parameters * WEIGHT + self.trained * (GRADIENT + MOMENTS + AVERAGE)
+        whole = self.parameters * WEIGHT + self.trained * (GRADIENT + MOMENTS + AVERAGE)
+        return -(-whole // self.shares) + self.gathered
 
     @property
     def total(self) -> float:
         """The highest amount of a step."""
         return self.static + self.activations
 
-    def sent(self, processes: int) -> float:
-        """Bytes that each process sends in a step: a ring all-reduce of float32 gradients, 2 (n - 1) / n of them."""
-        return 2 * (processes - 1) / processes * self.trained * GRADIENT
+    def sent(self, processes: int, micro_batches: int = 1) -> float:
+        """Bytes that each process sends in a step: a ring all-reduce of float32 gradients, 2 (n - 1) / n of them.
+
+        Where parameters are divided, in each micro-batch: they are gathered forward and backward in each pass, and the
+        gradients' sums are scattered.
+        """
+        others = (processes - 1) / processes
+        if self.shares == 1:
+            return 2 * others * self.trained * GRADIENT
+        return micro_batches * others * (2 * self.passes * self.parameters * WEIGHT + self.trained * GRADIENT)
 
 
-def stage_memory(model: nn.Module, activations: float) -> StageMemory:
-    """Counts a model's parameters; `activations` in bytes."""
+def stage_memory(model: nn.Module, activations: float, shares: int = 1, passes: int = 1) -> StageMemory:
+    """Counts a model's parameters; the other arguments are those of `StageMemory`."""
+    parameters = _count(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return StageMemory(sum(p.numel() for p in model.parameters()), trained, activations)
+    if shares == 1:
+        return StageMemory(parameters, trained, activations, passes=passes)
+    blocks = [_count(block) for block in divided_blocks(model)]
+    gathered = BLOCK_GATHERED * max(blocks, default=0) + REST_GATHERED * (parameters - sum(blocks))
+    if passes > 1:
+        gathered += GRADIENT * sum(blocks)
+    return StageMemory(parameters, trained, activations, shares, gathered, passes)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
 def denoiser_activations(
@@ -145,3 +176,17 @@ def scaling_row(preset: str, clip: tuple[int, int, int, int], processes: int = 8
     model.enable_gradient_checkpointing()
     row["a clip, recomputed"] = size_text(_constant_and_slope(model, clip, True)[1])
     return row | {"sent": size_text(memory.sent(processes))}
+
+
+def divided_row(preset: str, processes: int = 8) -> dict[str, str]:
+    """What the second table of SCALING.md says of a preset whose parameters are divided."""
+    from medsora.models import MedSora
+
+    with torch.device("meta"):
+        memory = stage_memory(MedSora.preset(preset, in_channels=16), 0.0, processes)
+    return {
+        "preset": preset,
+        "fixed": size_text(memory.static),
+        "gathered": size_text(memory.gathered),
+        "sent": size_text(memory.sent(processes)),
+    }

@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 BLOCK = "Block"  # the class of the denoiser's blocks
 
-# What `accelerate launch` makes of its configuration: (environment variable, its default, name, the values served).
+# Of accelerate's configuration: its names, the environment variables it becomes, their defaults, the values served.
 _SERVED = (
-    ("FSDP_VERSION", "1", "fsdp_version", ("2",)),
-    ("FSDP_AUTO_WRAP_POLICY", "NO_WRAP", "fsdp_auto_wrap_policy", ("TRANSFORMER_BASED_WRAP", "NO_WRAP")),
-    ("FSDP_TRANSFORMER_CLS_TO_WRAP", BLOCK, "fsdp_transformer_layer_cls_to_wrap", (BLOCK,)),
-    ("FSDP_OFFLOAD_PARAMS", "false", "fsdp_offload_params", ("false",)),
-    ("FSDP_ACTIVATION_CHECKPOINTING", "false", "fsdp_activation_checkpointing", ("false",)),
-    ("ACCELERATE_MIXED_PRECISION", "no", "mixed_precision", ("no",)),
-    ("ACCELERATE_USE_PARALLELISM_CONFIG", "false", "use_parallelism_config", ("false",)),
+    ("fsdp_version", "FSDP_VERSION", "1", "2"),
+    ("fsdp_auto_wrap_policy", "FSDP_AUTO_WRAP_POLICY", "NO_WRAP", "TRANSFORMER_BASED_WRAP"),
+    ("fsdp_transformer_layer_cls_to_wrap", "FSDP_TRANSFORMER_CLS_TO_WRAP", BLOCK, BLOCK),
+    ("fsdp_offload_params", "FSDP_OFFLOAD_PARAMS", "false", "false"),
+    ("fsdp_activation_checkpointing", "FSDP_ACTIVATION_CHECKPOINTING", "false", "false"),
+    ("mixed_precision", "ACCELERATE_MIXED_PRECISION", "no", "no"),
+    ("use_parallelism_config", "ACCELERATE_USE_PARALLELISM_CONFIG", "false", "false"),
 )
 _OURS = {
-    "fsdp_activation_checkpointing": "; --denoiser.gradient_checkpointing true recomputes blocks",
-    "mixed_precision": "; --vae.precision and --denoiser.precision choose it",
+    "fsdp_activation_checkpointing": " (--denoiser.gradient_checkpointing true recomputes blocks)",
+    "mixed_precision": " (--vae.precision and --denoiser.precision choose it)",
 }
 
 
@@ -58,11 +58,12 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin | None:
             )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
-    for variable, default, name, served in _SERVED:
+    for name, variable, default, served in _SERVED:
         found = os.environ.get(variable, default)
-        if found.upper() not in [value.upper() for value in served]:
-            wants = " or ".join(served) + _OURS.get(name, "")
-            raise UserError(f"accelerate's configuration for FSDP: {name}: got {found}, wants {name}: {wants}")
+        if found.upper() != served.upper():
+            raise UserError(
+                f"accelerate's configuration for FSDP: got {name}: {found}, wants {name}: {served}{_OURS.get(name, '')}"
+            )
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     return FullyShardedDataParallelPlugin()
@@ -111,8 +112,8 @@ class Divided(Replicated):
     """Each process holds a share of each parameter; the module's parameters become DTensors, rows of the whole.
 
     The denoiser's blocks are gathered one by one, what is outside of blocks at once. Gradients are exchanged with each
-    micro-batch, so that none is ever held whole. The first process has a whole copy of the module in main memory, to
-    look at averaged weights with.
+    micro-batch, so that none waits whole for the next one. The first process has a whole copy of the module in main
+    memory, to look at averaged weights with.
     """
 
     def __init__(self, module: nn.Module, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin):
@@ -122,9 +123,8 @@ class Divided(Replicated):
         self.module, self.accelerator = module, accelerator
         self.copy = copy.deepcopy(module) if accelerator.is_main_process else None
         mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-        if plugin.auto_wrap_policy is not None:
-            for block in [part for part in module.modules() if type(part).__name__ == BLOCK]:
-                fully_shard(block, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
+        for block in divided_blocks(module):
+            fully_shard(block, mesh=mesh, reshard_after_forward=plugin.reshard_after_forward)
         self.model = fully_shard(module, mesh=mesh)
 
     def exchanging(self, last: bool) -> AbstractContextManager:
@@ -163,6 +163,11 @@ class Divided(Replicated):
             yield self.copy
         finally:
             self.copy.to("cpu")
+
+
+def divided_blocks(module: nn.Module) -> list[nn.Module]:
+    """The parts of a module whose parameters are gathered for themselves; the rest are gathered together."""
+    return [part for part in module.modules() if type(part).__name__ == BLOCK]
 
 
 def laid_out(module: nn.Module, accelerator: Accelerator) -> Replicated:

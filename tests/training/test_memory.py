@@ -12,6 +12,7 @@ from medsora.train import main
 from medsora.training.memory import (
     StageMemory,
     denoiser_activations,
+    divided_row,
     kept_bytes,
     scaling_row,
     size_text,
@@ -87,9 +88,39 @@ def test_a_dry_run_tells_of_one_process_of_several(tmp_path, monkeypatch, capsys
         main([*small, "--denoiser.images_per_batch", "3"])
 
 
-def rows_of_the_document():
+def test_divided_parameters_by_the_formulas():
+    model = MedSora.preset("tiny", in_channels=8)
+    parameters = sum(p.numel() for p in model.parameters())
+    block = sum(p.numel() for p in model.blocks[0].parameters())
+    memory = stage_memory(model, 0.0, shares=4)
+    assert memory.gathered == 20 * block + 8 * (parameters - len(model.blocks) * block)
+    assert memory.static == 5 * parameters + memory.gathered
+    assert memory.sent(4, micro_batches=2) == 2 * 3 * 3 / 4 * 4 * parameters
+    joint = stage_memory(model, 0.0, shares=4, passes=2)
+    assert joint.gathered == memory.gathered + 4 * len(model.blocks) * block
+    assert joint.sent(4) == 5 * 3 / 4 * 4 * parameters
+    assert stage_memory(model.blocks[0].attention, 0.0, shares=4).gathered == 8 * sum(
+        p.numel() for p in model.blocks[0].attention.parameters()
+    )
+
+
+def test_a_dry_run_tells_of_divided_parameters(tmp_path, monkeypatch, capsys):
+    launched = {"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    for name, value in (launched | {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}).items():
+        monkeypatch.setenv(name, value)
+    small = ["--dry-run", "--output", str(tmp_path / "run"), "--device", "cpu", "--vae.batch_size", "2"]
+    assert main(small) == 0
+    told = capsys.readouterr().out
+    assert "denoiser: parameters are divided (FSDP): a process holds 1/2" in told and "and 65 MiB while some" in told
+    assert "denoiser: each of 2 processes sends 73 MiB a step" in told
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    with pytest.raises(UserError, match="wants fsdp_version: 2"):
+        main(small)
+
+
+def rows_of_the_document(columns=7):
     lines = [line.strip("| \n").split(" | ") for line in SCALING.read_text().splitlines() if line.startswith("| ")]
-    return {row[0]: row for row in lines if len(row) == 7}
+    return {row[0]: row for row in lines if len(row) == columns}
 
 
 def test_the_table_of_the_document_is_what_the_code_says():
@@ -100,3 +131,4 @@ def test_the_table_of_the_document_is_what_the_code_says():
         found = rows_of_the_document()[preset]
         assert found[1:3] == [f"{memory.parameters / 1e6:.1f} M", size_text(memory.static)]
         assert found[6] == size_text(memory.sent(8))
+        assert rows_of_the_document(4)[preset] == list(divided_row(preset).values())

@@ -24,10 +24,13 @@ PROGRAM = Path(__file__).parent / "micro_run.py"
 FILES = ("vae/diffusion_pytorch_model.safetensors", "denoiser/diffusion_pytorch_model.safetensors")
 
 
-def in_a_process(output, *more, stop=None, processes=1):
-    """The micro run as a program, signalled at `stop`."""
+def in_a_process(output, *more, stop=None, processes=1, configuration=None):
+    """The micro run as a program, signalled at `stop`; a configuration is for accelerate to launch it with."""
     launcher = [sys.executable]
-    if processes > 1:
+    if configuration is not None:
+        launcher += ["-m", "accelerate.commands.launch", "--config_file", str(configuration)]
+        launcher += ["--num_processes", str(processes), "--main_process_port", "0"]
+    elif processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     threads = str(max(torch.get_num_threads() // processes, 1))
     environment = os.environ | {"PYTHONPATH": str(PROGRAM.parents[2]), "OMP_NUM_THREADS": threads}
@@ -89,24 +92,40 @@ def test_a_killed_run_ends_with_the_same_bits(uninterrupted, tmp_path):
 
 @pytest.mark.slow
 def test_a_limited_run_is_whole_equals_two_processes_and_can_be_extended(uninterrupted, tmp_path):
-    precision = [f"--{stage}.precision=fp32" for stage in ("vae", "denoiser")]
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run(one, "--max-steps", "3", *precision) == 0
+    """Two processes that each hold the model, and two that divide it, by the configuration that SCALING.md shows."""
+    configuration = tmp_path / "fsdp.yaml"
+    guide = (PROGRAM.parents[2] / "medsora" / "SCALING.md").read_text("utf-8")
+    configuration.write_text(re.search(r"```yaml\n(.*?)```", guide, re.DOTALL)[1])
+    one, two, divided = (tmp_path / name for name in ("one", "two", "divided"))
+    options = ["--max-steps", "3", "--vae.precision=fp32", "--denoiser.precision=fp32"]
+    options += ["--evaluation.baseline_step=2", "--denoiser.sample_every=3"]
+    assert run(one, *options) == 0
     assert (one / "report.html").is_file()
-    launched = in_a_process(two, "--max-steps", "3", "--device", "cpu", *precision, processes=2)
-    assert launched.returncode == 0, launched.stderr[-3000:]
-    first, second = ({n: t for n, t in weights(f).items() if "diffusion" in n or "/model" in n} for f in (one, two))
-    for name in first:
-        # AdamW's first steps have the gradient's sign: where it is next to nothing, rounding decides a weight's way.
-        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-4, msg=name)
-    losses = [[r["loss"] for r in read_metrics(f)] for f in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 6
-    assert launched.stdout.count("[2/5]") == 1  # only the main process speaks
+    for folder, how in ((two, None), (divided, configuration)):
+        launched = in_a_process(folder, *options, "--device", "cpu", processes=2, configuration=how)
+        assert launched.returncode == 0, launched.stderr[-3000:]
+        assert launched.stdout.count("[2/5]") == 1  # only the main process speaks
+        assert (folder / "samples" / "step-0000003.png").is_file() and (folder / "report.html").is_file()
+        assert_close_runs(one, folder)
 
     limited = tmp_path / "limited"
     assert run(limited, "--max-steps", "3") == 0
     assert run(limited) == 0
     assert_same_bits(uninterrupted, limited)
+
+
+def assert_close_runs(one, other):
+    """Weights, losses and measurements of two runs of few steps, but for rounding."""
+    first, second = ({n: t for n, t in weights(f).items() if "diffusion" in n or "/model" in n} for f in (one, other))
+    for name in first:
+        # AdamW's first steps have the gradient's sign: where it is next to nothing, rounding decides a weight's way.
+        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-4, msg=name)
+    losses = [[r["loss"] for r in read_metrics(f)] for f in (one, other)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 6
+    found, expected = (json.loads((f / "stages.json").read_text()) for f in (other, one))
+    assert found["vae"]["psnr"] == pytest.approx(expected["vae"]["psnr"], rel=1e-3)
+    for name in ("denoising_loss", "baseline"):
+        assert found["denoiser"][name]["mse"] == pytest.approx(expected["denoiser"][name]["mse"], rel=1e-3)
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted):

@@ -73,10 +73,10 @@ def test_divided_training_equals_one_process_and_each_goes_on_where_the_other_st
     [
         ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true"}, "got DEEPSPEED, wants distributed_type"),
         ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "got MEGATRON_LM, wants distributed_type"),
-        ({"FSDP_VERSION": "1"}, "fsdp_version: got 1, wants fsdp_version: 2"),
-        ({"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP"}, "fsdp_auto_wrap_policy: got SIZE_BASED_WRAP"),
-        ({"FSDP_TRANSFORMER_CLS_TO_WRAP": "Layer"}, "fsdp_transformer_layer_cls_to_wrap: got Layer"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: got true"),
+        ({"FSDP_VERSION": "1"}, "got fsdp_version: 1, wants fsdp_version: 2"),
+        ({"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}, "got fsdp_auto_wrap_policy: NO_WRAP"),
+        ({"FSDP_TRANSFORMER_CLS_TO_WRAP": "Layer"}, "got fsdp_transformer_layer_cls_to_wrap: Layer"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, "got fsdp_offload_params: true"),
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "--denoiser.gradient_checkpointing true"),
         ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "--denoiser.precision"),
     ],
@@ -93,4 +93,4 @@ def test_accelerates_settings_are_read(monkeypatch):
     for name, value in (FSDP | {"FSDP_RESHARD_AFTER_FORWARD": "false"}).items():
         monkeypatch.setenv(name, value)
     plugin = fsdp_plugin()
-    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is False and plugin.auto_wrap_policy is not None
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is False
