@@ -72,9 +72,9 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:
-            os.close(lock)
+            os.close(lock)  # first, since network file systems keep the folder of a file that is open
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def clear_leftovers(*folders: str | os.PathLike) -> None:
@@ -85,8 +85,8 @@ def clear_leftovers(*folders: str | os.PathLike) -> None:
                 continue
             lock = _locked(folder)
             if lock is not None:  # else somebody is writing there
-                shutil.rmtree(folder, ignore_errors=True)
                 os.close(lock)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _locked(folder: Path) -> int | None:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from medsora.errors import UserError
-from medsora.files import clear_leftovers, file_sha256, save_tensors, sync_folder, temporary_path, write_json
+from medsora.files import clear_leftovers, file_sha256, replacing_folder, save_tensors, temporary_path, write_json
 
 STATE_FILE = "state.json"
 _STEP_FOLDER = re.compile(r"step-(\d{7,})")
@@ -64,21 +64,14 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> Path:
         """Writes a checkpoint whole, then removes those beyond the last `keep`; returns its folder."""
         target = self.folder(checkpoint.step)
-        self.path.mkdir(parents=True, exist_ok=True)
         clear_leftovers(self.path)
-        temporary = temporary_path(target)
-        temporary.mkdir()
         files = {}
-        for stem, tensors in checkpoint.tensors.items():
-            path = temporary / f"{stem}.safetensors"
-            save_tensors(path, tensors)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-        write_json(temporary / STATE_FILE, {"step": checkpoint.step, "files": files, "state": checkpoint.state})
-        sync_folder(temporary)
-        if target.exists():  # one of this step that could not be read
-            _remove(target)
-        os.replace(temporary, target)
-        sync_folder(self.path)
+        with replacing_folder(target) as temporary:  # in the place of one of this step that could not be read
+            for stem, tensors in checkpoint.tensors.items():
+                path = temporary / f"{stem}.safetensors"
+                save_tensors(path, tensors)
+                files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            write_json(temporary / STATE_FILE, {"step": checkpoint.step, "files": files, "state": checkpoint.state})
         for step in self.steps()[: -self.keep]:
             _remove(self.folder(step))
         return target

@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from medsora import files
 from medsora.errors import run_command
 from medsora.train import main
 from medsora.training import checkpoint, metrics_log
@@ -66,14 +67,15 @@ def arrange_stop(where: str, stage: str, step: str, signal_name: str) -> None:
 
         metrics_log.MetricsLog.write = write_then_stop
     else:
-        sync = checkpoint.sync_folder
+        sync = files.sync_folder
 
         def sync_then_stop(folder):
             sync(folder)
-            if f"{stage}/" in str(folder) and f"step-{int(step):07d}" in Path(folder).name:
+            written = Path(folder, checkpoint.STATE_FILE).is_file()  # the last of its files
+            if written and f"{stage}/" in str(folder) and f"step-{int(step):07d}" in Path(folder).name:
                 stop()
 
-        checkpoint.sync_folder = sync_then_stop
+        files.sync_folder = sync_then_stop
 
 
 if __name__ == "__main__":

@@ -69,19 +69,21 @@ def test_a_damaged_newest_one_is_passed_over_with_a_warning(tmp_path, caplog, na
     assert folder.load_latest().step == 2
 
 
-def test_a_kill_while_writing_leaves_no_checkpoint_and_the_leftover_is_removed(tmp_path, monkeypatch):
+def test_what_stops_while_writing_leaves_no_checkpoint_and_leftovers_are_removed(tmp_path, monkeypatch):
     folder = CheckpointFolder(tmp_path)
     folder.save(a_checkpoint(1))
+    names = []
 
-    def killed(*args):
+    def stopped(*args):
+        names.extend(path.name for path in tmp_path.glob(".writing-*/step-*"))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("medsora.training.checkpoint.os.replace", killed)
+        patch.setattr("medsora.training.checkpoint.write_json", stopped)
         with pytest.raises(KeyboardInterrupt):
             folder.save(a_checkpoint(2))
-    assert len(list(tmp_path.iterdir())) == 2  # the first, and what the killed run left behind
-    assert folder.steps() == [1]
+    assert names == ["step-0000002"] and folder.steps() == [1]
+    (tmp_path / ".writing-0123abcd" / "step-0000002").mkdir(parents=True)  # what a killed run leaves
     folder.save(a_checkpoint(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-0000001", "step-0000002"]
 
