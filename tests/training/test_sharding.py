@@ -23,7 +23,7 @@ def in_two_processes(run, limit):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[2])} | FSDP
     done = subprocess.run(
-        [*launcher, str(PROGRAM), str(run), str(limit)], env=environment, capture_output=True, text=True, timeout=100
+        [*launcher, str(PROGRAM), str(run), str(limit)], env=environment, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((run / f"process-{number}.json").read_text()) for number in range(2)]
