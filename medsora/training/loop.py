@@ -278,7 +278,7 @@ class Trainer:
         }
         held = {"model": self._model_tensors(), "ema": self.average.values, "optimizer": moments}
         tensors = {stem: self.layout.gathered(some) for stem, some in held.items()}
-        if self.accelerator.is_main_process and self.step not in self.checkpoints.steps():
+        if self.accelerator.is_main_process:
             state = {**vars(self.counters), "ema_updates": self.average.updates, "inputs": self.task.inputs}
             self.checkpoints.save(Checkpoint(self.step, tensors, state))
 

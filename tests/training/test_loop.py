@@ -56,6 +56,16 @@ def test_frozen_parameters_stay_and_are_not_checkpointed(tmp_path):
     assert "model/net.0.weight" in tensors and "model/seen" in tensors and "model/frozen.weight" not in tensors
 
 
+def test_a_damaged_checkpoint_is_written_again(tmp_path):
+    tiny_trainer(tmp_path).train(20)
+    step, whole = last_tensors(tmp_path)
+    (tmp_path / "checkpoints" / "tiny" / "step-0000020" / "ema.safetensors").unlink()
+    tiny_trainer(tmp_path).train(20)
+    again, tensors = last_tensors(tmp_path)
+    assert step == again == 20
+    assert_same(whole, tensors)
+
+
 @pytest.mark.parametrize("accumulation", [2, 8])
 def test_accumulated_micro_batches_equal_one_big_batch(tmp_path, accumulation):
     whole, split = tiny_trainer(tmp_path / "whole"), tiny_trainer(tmp_path / "split", accumulation=accumulation)
