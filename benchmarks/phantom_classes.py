@@ -29,8 +29,8 @@ from medsora.training.progress import step_bar
 # Finer than the tiny preset, whose cells of 8 x 8 pixels blur a polyp away: 4 x 4 pixels for one latent.
 VAE = {"pixel_unshuffle": 1, "sample_height": 32, "sample_width": 32}
 RESULTS = Path(__file__).parent / "results" / "phantom-classes-cpu.json"
-CLIPS, SIZE, FRAMES, INTERVAL, RENDERED = 128, 32, 8, 2, 24
-STARTS = (0, RENDERED - 1 - (FRAMES - 1) * INTERVAL)  # where the two windows of a clip begin
+CLIPS, SIZE, FRAMES, RENDERED = 128, 32, 16, 24
+STARTS = (0, RENDERED - FRAMES)  # where the two windows of a clip begin
 # Anatomies that the model was not trained on: for the classifier's training, and to test it with.
 TRAINING_SEEDS, HELD_OUT_SEEDS = range(10_000, 10_120), range(20_000, 20_040)
 SCALES = (1.0, 4.0)
@@ -76,11 +76,11 @@ def trained_pipeline(options):
         "device": "cpu",
         "prepare.size": SIZE,
         "prepare.num_frames": FRAMES,
-        "prepare.interval": INTERVAL,
         "prepare.windows_per_clip": len(STARTS),
         "prepare.images_per_clip": 0,
         "vae.steps": options.vae_steps,
         "vae.model": json.dumps(VAE),
+        "vae.kl": 1e-4,
         "denoiser.steps": options.steps,
         "denoiser.batch_size": 16,
         "denoiser.images_per_batch": 0,
@@ -102,7 +102,7 @@ def rendered_clips(seeds: range) -> tuple[np.ndarray, np.ndarray]:
         for number, label in enumerate(LABELS):
             frames = render(seed, RENDERED, SIZE, polyp=label == "polyp")
             start = STARTS[seed % len(STARTS)]
-            clips.append(frames[start : start + (FRAMES - 1) * INTERVAL + 1 : INTERVAL])
+            clips.append(frames[start : start + FRAMES])
             classes.append(number)
     return np.stack(clips), np.array(classes)
 
@@ -207,7 +207,7 @@ def record(tables: dict, pipeline, options) -> dict:
             }
             for name, table in tables.items()
         ],
-        "data": f"{CLIPS} rendered clips, {SIZE} pixels, windows of {FRAMES} frames at interval {INTERVAL}",
+        "data": f"{CLIPS} rendered clips, {SIZE} pixels, windows of {FRAMES} frames",
         "classifier": f"trained on {2 * len(TRAINING_SEEDS)} rendered clips of other anatomies, as they are and "
         f"through the video VAE; tested with {2 * len(HELD_OUT_SEEDS)} of others again",
         "scheduler": type(pipeline.scheduler).__name__,
@@ -243,7 +243,7 @@ def draw(path: Path, blurred, blurred_classes, generated, generated_classes) -> 
         for number, label in enumerate(LABELS):
             rows += list(clips[classes == number][:count])
             labels += [f"{kind}: {label}"] * count
-    contact_sheet(path, rows, FRAMES, labels)
+    contact_sheet(path, rows, 8, labels)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -255,8 +255,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--run", type=Path, default=Path("runs/phantom-classes"), help="folder of the training run")
     add("--output", type=Path, default=RESULTS, help="JSON file of the record; the picture lies beside it")
-    add("--vae-steps", type=int, default=2500, help="training steps of the video VAE")
-    add("--steps", type=int, default=2000, help="training steps of the denoiser")
+    add("--vae-steps", type=int, default=4000, help="training steps of the video VAE")
+    add("--steps", type=int, default=2500, help="training steps of the denoiser")
     add("--classifier-steps", type=int, default=500, help="training steps of the classifier")
     add("--sampling-steps", type=int, default=50, help="denoising steps")
     add("--videos", type=int, default=32, help="videos of each class")
