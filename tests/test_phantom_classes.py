@@ -19,8 +19,8 @@ def spotted_clips(count, seed):
 
 def test_rendered_clips_are_windows_of_both_classes_of_each_anatomy():
     clips, classes = rendered_clips(range(30_000, 30_002))
-    assert clips.shape == (4, 8, 32, 32, 3) and clips.dtype == np.uint8 and classes.tolist() == [0, 1, 0, 1]
-    assert np.array_equal(clips[3], render(30_001, 24, 32, polyp=True)[9:24:2])
+    assert clips.shape == (4, 16, 32, 32, 3) and clips.dtype == np.uint8 and classes.tolist() == [0, 1, 0, 1]
+    assert np.array_equal(clips[3], render(30_001, 24, 32, polyp=True)[8:])
 
 
 def test_the_classifier_finds_a_spot_in_clips_it_has_not_seen():
