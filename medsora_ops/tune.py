@@ -36,7 +36,9 @@ def candidates(
 
     rooms = tile_launch if "tile" in kernel else chunk_config
     default = rooms.FORWARD if kernel.endswith("fwd") else rooms.BACKWARD
-    if "tile" not in kernel:
+    if "tile" in kernel:
+        default = tile_launch.fitting(default, dtype)
+    else:
         default = chunk_config.fitting(default, dtype, state, architecture)
     yield default
     if "tile" in kernel:

@@ -67,6 +67,8 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
     if architecture.startswith("sm_10") and config == FORWARD:
         config = replace(config, registers=255)
     if dtype == torch.float32:  # a product takes three
+        if architecture.startswith("sm_8"):  # and loads ahead of time have registers spilled
+            return replace(config, tokens=16, channels=16, num_stages=1)
         return replace(config, tokens=16, channels=32)
     return replace(config, channels=32) if state > 128 else config
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch, on_device
+from medsora_ops.launch import launch, on_device, sparing
 from medsora_ops.scan.chunk_config import (
     BACKWARD,
     FORWARD,
@@ -113,6 +113,7 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
             SOFTPLUS=dt_softplus,
             D_OF_CHANNELS=D is not None and D.dim() == 2,
             **config.options(),
+            **(sparing(x.device) if x.dtype == torch.float32 else {}),
         )
         grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias = (
             None if t is None else t.new_empty(t.shape) for t in (dt, A, B, C, D, dt_bias)
