@@ -1,7 +1,7 @@
 """Pictures and one page of recorded runs.
 
     python -m benchmarks.report                                         every record in benchmarks/results
-    python -m benchmarks.report benchmarks/results/scans-cpu.json       one, or several
+    python -m benchmarks.report benchmarks/results/train-step-cpu.json  one, or several
     python -m benchmarks.report --output pages/                         where to
 
 Writes index.html, one file that holds all it shows, and the pictures in it as PNG files of their own. Every chip and
