@@ -104,6 +104,15 @@ def matmul(a, b, OPERANDS: tl.constexpr):
 
 
 @triton.jit
+def product(a, b):
+    """a @ b, exact to float32 as `matmul`; operands are taken apart by Triton, which is less where one is a table."""
+    a, b = a.to(tl.float32), b.to(tl.float32)
+    if _INTERPRETED:
+        return tl.dot(a, b)
+    return tl.dot(a, b, input_precision="tf32x3" if is_cuda() else "ieee")
+
+
+@triton.jit
 def pick(which, values):
     """values[which], for a tuple of scalars or pointers and a number known only when the kernel runs."""
     found = values[0]

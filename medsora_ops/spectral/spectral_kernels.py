@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.triton_math import matmul
+from medsora_ops.triton_math import product
 
 
 @triton.jit
@@ -58,8 +58,8 @@ def transform_rows(
             if minus is not None:
                 points -= tl.load(less[:, None] + place[None, :], mask=mask, other=0.0).to(tl.float32)
             entry = tables + 2 * ROWS * ROWS + place[:, None] * COLUMNS + (first + column)[None, :]
-            real += matmul(points, tl.load(entry), tl.float32)
-            imaginary += matmul(points, tl.load(entry + WIDTH * COLUMNS), tl.float32)
+            real += product(points, tl.load(entry))
+            imaginary += product(points, tl.load(entry + WIDTH * COLUMNS))
         kept = scratch + row[:, None] * BLOCK_K + column[None, :]
         tl.store(kept, real)
         tl.store(kept + ROWS * BLOCK_K, imaginary)
@@ -80,14 +80,14 @@ def transform_columns(
         cosine, sine = tl.load(entry), tl.load(entry + ROWS * ROWS)
         kept = scratch + term[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
         a, b = tl.load(kept), tl.load(kept + ROWS * BLOCK_K)
-        real += matmul(cosine, a, tl.float32)
-        imaginary += matmul(cosine, b, tl.float32)
+        real += product(cosine, a)
+        imaginary += product(cosine, b)
         if INVERSE:
-            real += matmul(sine, -b, tl.float32)
-            imaginary += matmul(sine, a, tl.float32)
+            real += product(sine, -b)
+            imaginary += product(sine, a)
         else:
-            real += matmul(sine, b, tl.float32)
-            imaginary += matmul(sine, -a, tl.float32)
+            real += product(sine, b)
+            imaginary += product(sine, -a)
     return real, imaginary
 
 
@@ -116,8 +116,8 @@ def inverted_rows(
         column = first + tl.arange(0, BLOCK_K)
         kept = columns + row[:, None] * COLUMNS + column[None, :]
         entry = tables + 2 * ROWS * ROWS + 2 * WIDTH * COLUMNS + column[:, None] * WIDTH + place[None, :]
-        total += matmul(tl.load(kept), tl.load(entry), tl.float32)
-        total += matmul(tl.load(kept + ROWS * COLUMNS), tl.load(entry + COLUMNS * WIDTH), tl.float32)
+        total += product(tl.load(kept), tl.load(entry))
+        total += product(tl.load(kept + ROWS * COLUMNS), tl.load(entry + COLUMNS * WIDTH))
     return total
 
 

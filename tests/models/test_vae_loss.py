@@ -87,7 +87,7 @@ def test_low_precision_is_judged_in_float32():
         ({"l1": -1.0}, "l1: got -1.0"),
         ({"kl": float("nan")}, "kl: got nan"),
         ({"lpips": 0.1}, "lpips_weights: got None, wants the path"),
-        ({"lpips": 0.1, "lpips_weights": "/nowhere/vgg.pth"}, "lpips_weights: got /nowhere/vgg.pth, wants"),
+        ({"lpips": 0.1, "lpips_weights": "/nowhere/vgg.pth"}, "lpips_weights: cannot load '/nowhere/vgg.pth'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, message):
