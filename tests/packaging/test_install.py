@@ -8,6 +8,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from site import getsitepackages
 
@@ -155,8 +156,12 @@ def compile_strictly(compiler, folder, *flags):
     pybind11 = pytest.importorskip("pybind11")
     include = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
     strict = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", '-DMEDSORA_VERSION="0"', *flags]
-    for source in SOURCES:
-        run(compiler, *strict, *include, "-c", source, "-o", folder / f"{source.stem}.o")
+
+    def compile_one(source):
+        run(compiler, *strict, *include, "-c", source, "-o", folder / f"{source.parent.name}-{source.stem}.o")
+
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        list(executor.map(compile_one, SOURCES))
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
