@@ -9,8 +9,8 @@ SOURCES := pyproject.toml setup.py constraints.txt medsora_ops/version.py $(shel
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
-.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-report bench-compare bench-gpu bench-gpu-models sanitize
-.PHONY: lint format clean
+.PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-report bench-compare bench-gpu
+.PHONY: bench-gpu-models sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
