@@ -33,10 +33,10 @@ _compiled: contextvars.ContextVar[tuple[str, list[Compiled], int] | None] = cont
 )
 
 
-def launch(kernel, programs: int | tuple[int, int], *arguments, **options) -> None:
+def launch(kernel, programs: int | tuple[int, ...], *arguments, **options) -> None:
     """Run `kernel` with `programs` programs on the current stream of the current device; no programs, no launch.
 
-    Two numbers: of the grid's axes, the second at most 65535.
+    Several numbers: of the grid's axes, the second and third at most 65535.
     """
     grid = programs if isinstance(programs, tuple) else (programs,)
     if 0 in grid:

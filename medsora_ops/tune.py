@@ -93,11 +93,11 @@ def work(kernel: str, length: int, head_dim: int, state: int, dtype, device, tok
             return lambda config: tile_launch.forward(rows, parameters, tables, strides, mixer, config)
         given = ([grad], grad_rows, rows, parameters, tables, strides, mixer)
         return lambda config: [*tile_launch.backward(*given, config), grad_rows]
-    along = (*parameters, tables[0], strides[0], *settings)
+    along = (*parameters, tables, strides, *settings)
     if kernel.endswith("fwd"):
-        return lambda config: [chunk_path_launch.path_scan_chunked(rows, *along, config=config)]
+        return lambda config: chunk_path_launch.path_scan_chunked(rows, *along, config=config)
     return lambda config: [
-        *chunk_path_launch.path_scan_chunked_backward(grad, grad_rows, rows, *along, config=config),
+        *chunk_path_launch.path_scan_chunked_backward([grad], grad_rows, rows, *along, config=config),
         grad_rows,
     ]
 

@@ -12,6 +12,8 @@ A head's channels are independent given the scores, so a wide head is cut among 
     BLOCKS   tokens of a chunk, channels of a program, numbers of the state; powers of two, 16 at least
     states   (programs, segments, channels, state) float32, at the start of every SEGMENT-th chunk, for the way back
 
+One launch takes all PATHS of a call, along the grid's third axis; tuples hold what differs from path to path.
+
 Where that would be too few programs, each sequence is cut into runs of run_segments segments, each taken by a program,
 in two launches of the same kernel with one of run_kernels.py between them. The grid's second axis counts runs: numbers
 from a division would no longer be seen to be the same for all threads. CUT tells the launches apart:
@@ -31,7 +33,7 @@ import triton.language as tl
 
 from medsora_ops.scan.norm_kernels import keep_sums, load_gate, sums_along
 from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts
-from medsora_ops.triton_math import LOG2E, causal_decays, matmul, sigmoid, silu_slope, softplus
+from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -259,18 +261,34 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
     return (table, number // sequences, number % sequences * stride, place, place < length, length, reverse)
 
 
-@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
-def path_scan_chunk_fwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_out,
-    states, boundaries, decays, table, length, sequences, stride, segments, run_segments,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
-    NORMED: tl.constexpr,
-):  # fmt: skip
-    """One program a sequence of a video or run of it, direction, head and part of its channels.
+@triton.jit
+def path_of_program(PATHS: tl.constexpr):
+    """The number of the program's path."""
+    if PATHS == 1:
+        return 0
+    else:
+        return tl.program_id(2)
 
-    y: before its gate, (directions, videos, tokens, E) in grid order: both directions of a token meet there. Its
+
+@triton.jit
+def pick_rows(path, rows):
+    """One path's rows; rows: pointers, video strides and token strides of all of them."""
+    pointers, video_strides, token_strides = rows
+    return pick(path, pointers), pick(path, video_strides), pick(path, token_strides)
+
+
+@triton.jit(do_not_specialize=["positions", "lengths", "sequences", "strides", "segments", "run_segments"])
+def path_scan_chunk_fwd_kernel(
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_outs,
+    states, boundaries, decays, tables, lengths, sequences, strides, segments, run_segments,
+    PATHS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+    CUT: tl.constexpr, NORMED: tl.constexpr,
+):  # fmt: skip
+    """One program a path, sequence of a video or run of it, direction, head and part of its channels.
+
+    y: before its gate, (paths, directions, videos, tokens, E) in grid order: both directions of a token meet there. Its
     strides are not arguments, for the compiler must see that rows are aligned; None: not written. positions: videos *
-    tokens. norm (as in norm_kernels.py) and of_out, rows of the gradient of the result, make it leave there what the
+    tokens. norm (as in norm_kernels.py) and of_outs, rows of the gradients of the results, make it leave there what the
     way back needs of y; both may be None.
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
@@ -281,14 +299,21 @@ def path_scan_chunk_fwd_kernel(
     OPERANDS: tl.constexpr = rows.dtype.element_ty
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
+    path = path_of_program(PATHS)
+    table, length = pick(path, tables), pick(path, lengths)
+    per_video, stride = pick(path, sequences), pick(path, strides)
     begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    if PATHS > 1:  # paths of longer sequences have fewer of them than the grid has room for
+        end = tl.where(sequence < positions // length * DIRECTIONS, end, 0)
     direction = sequence % DIRECTIONS
     if y is not None:
-        tokens = tl.cast(sequences * length, tl.int64)
-        out = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
+        plane = path * DIRECTIONS + direction
+        tokens = tl.cast(per_video * length, tl.int64)
+        out = (y + plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
         if norm is not None:
-            norm_along = sums_along(norm, direction, positions, tokens, SIZES, BLOCKS, NORMED)
+            of_out = pick_rows(path, of_outs)
+            norm_along = sums_along(norm, plane, positions, tokens, SIZES, BLOCKS, NORMED)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)
@@ -301,9 +326,10 @@ def path_scan_chunk_fwd_kernel(
     state = start_of_run(boundaries, state, BLOCKS, CUT)
     run_total = 0.0
     for first in tl.range(begin, end, BLOCK_T, disable_licm=True):
-        walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
+        walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
         if states is not None:
-            store_state(states, tl.program_id(0), first, segments, state, SEGMENT, BLOCKS)
+            at = pick(path, states)
+            store_state(at, tl.program_id(0), first, pick(path, segments), state, SEGMENT, BLOCKS)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)

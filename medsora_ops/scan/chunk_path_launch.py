@@ -1,12 +1,14 @@
-"""Launches of the kernels that walk chunk by chunk, for `path_scan` along a path of long sequences: two, back four.
+"""Launches of the kernels that walk chunk by chunk, for `path_scan` along paths of long sequences.
 
-Of the four back, each needs all of the one before: the scans again, with the sums that the norms are made of; the way
-back through norm, gate and scans; through the convolution; and the sums of the gradients of parameters. Cut into runs:
-as in chunk_launch.py.
+Two launches for all paths, back three and one a path. Of those back, each needs all of the one before: the scans again,
+with the sums that the norms are made of; the way back through norm, gate and scans; through the convolution, path by
+path, for all add to the same rows; and the sums of the gradients of parameters. A path whose sequences are cut into
+runs, as in chunk_launch.py, goes alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +24,7 @@ from medsora_ops.scan.chunk_config import (
     fitting,
     whole_rows,
 )
-from medsora_ops.scan.runs import Runs
+from medsora_ops.scan.runs import Runs, runs_of
 from medsora_ops.scan.sums import sum_rows
 
 
@@ -34,43 +36,43 @@ def path_scan_chunked(
     A: Tensor,
     D: Tensor,
     norm_weight: Tensor,
-    table: Tensor,
-    stride: int,
+    tables: Sequence[Tensor],
+    strides: Sequence[int],
     head_dim: int,
     groups: int,
     bidirectional: bool,
     eps: float,
     norm_group_size: int,
     config: ChunkConfig | None = None,
-) -> Tensor:
-    """Arguments as the definition's in reference.py but for one path: its table of offsets and its stride.
+) -> list[Tensor]:
+    """Arguments and results as the definition's in reference.py. Several paths: only where `whole` says yes of each.
 
-    Returns (B, T, E). Two launches without a cut. Scratch: what the scans give before their gate, (directions, B, T,
-    E).
+    Two launches without a cut. Scratch: what the scans give before their gate, (paths, directions, B, T, E).
     """
-    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
+    parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
-    mixer = PathMixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
+    mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
     config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
-    out = mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width)
-    with on_device(out):
+    outputs = tuple(mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width) for _ in tables)
+    with on_device(mixer.rows):
         y = mixer.scan(config, mixer.runs(config))
         tile, normed, _ = division = mixer.division(config)
         launch(
             _norm_kernels().path_scan_norm_fwd_kernel,
-            ceil_div(out.shape[0] * out.shape[1], tile) * (mixer.width // normed),
+            (ceil_div(mixer.positions, tile) * (mixer.width // normed), mixer.paths),
             *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
-            *(out, eps, out.shape[0] * out.shape[1], out.shape[1]),
+            *(outputs, eps, mixer.positions, mixer.rows.shape[1]),
+            PATHS=mixer.paths,
             DIRECTIONS=mixer.directions,
             WIDTH=mixer.width,
             DIVISION=division,
             **config.row_options(),
         )
-    return out
+    return list(outputs)
 
 
 def path_scan_chunked_backward(
-    grad: Tensor,
+    grads: Sequence[Tensor],
     grad_rows: Tensor,
     zxbcdt: Tensor,
     conv_weight: Tensor,
@@ -79,8 +81,8 @@ def path_scan_chunked_backward(
     A: Tensor,
     D: Tensor,
     norm_weight: Tensor,
-    table: Tensor,
-    stride: int,
+    tables: Sequence[Tensor],
+    strides: Sequence[int],
     *settings,
     accumulate: bool = False,
     config: ChunkConfig | None = None,
@@ -88,26 +90,33 @@ def path_scan_chunked_backward(
     """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
-    Four launches without a cut. Scratch, for each token and direction, in the type of y (bfloat16 rows: theirs, else
-    float32): y (E), and 2 heads state for the heads' shares of dB and dC; for each token E more, the second direction's
-    share of dz, and for each direction 2 heads float32 for the norms; for each of the sequences * directions * heads
-    programs length / (tokens * segment) states in float32, and a segment of states, in the type of the rows, for each
-    of its runs.
+    Three launches without a cut, and one a path. Scratch, for each path, token and direction, in the type of y
+    (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of dB and dC; E more but for
+    the first, a share of dz; and 2 heads float32 for the norms; for each of the sequences * directions * heads programs
+    length / (tokens * segment) states in float32, and a segment of states, in the type of the rows, for each of its
+    runs.
     """
-    parameters = tuple(contiguous(p) for p in (conv_weight, conv_bias, dt_bias, A, D, norm_weight))
-    mixer = PathMixer.of(whole_rows(zxbcdt), parameters, table, stride, *settings)
+    parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
+    mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
     config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
-    runs, segments = mixer.runs(config), config.segments(mixer.length)
+    runs = mixer.runs(config)
     with on_device(mixer.rows):
-        states = mixer.scratch(mixer.programs(config), segments, *mixer.blocks(config)[1:]) if segments > 1 else None
-        norm = (parameters[-1], mixer.norm_sums(config), mixer.eps)
-        after, to_rows = (norm, _strided(whole_rows(grad))), _strided(grad_rows)
+        states = mixer.states(config)
+        norm = (mixer.parameters[-1], mixer.norm_sums(config), mixer.eps)
+        of_outs = tuple(zip(*(_strided(whole_rows(grad)) for grad in grads), strict=True))
+        after, to_rows = (norm, of_outs), _strided(grad_rows)
         y = mixer.scan(config, runs, states, after)
         of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
         of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
-        found = [None if p is None else mixer.scratch(*p.shape) for p in parameters]
+        found = [None if p is None else mixer.scratch(*p.shape) for p in mixer.parameters]
         sum_rows([*of_filters, *of_heads], found)
     return [p for p in found if p is not None]
+
+
+def whole(rows: Tensor, parameters, table: Tensor, stride: int, *settings, config: ChunkConfig) -> bool:
+    """Whether the path's sequences are many, or short, enough not to be cut into runs."""
+    mixer = PathMixer.of(rows, parameters, [table], [stride], *settings)
+    return runs_of(config, mixer.programs_of(config)[0], mixer.lengths[0], rows.device)[0] == 1
 
 
 def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, states, to_rows, accumulate: bool):
@@ -115,33 +124,36 @@ def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, s
 
     Returns shares of the gradients of z (the second direction's), of B and C, of dt; of dt_bias, A, D and norm_weight.
     """
-    (heads, head_dim, groups, state, _), blocks, programs = mixer.sizes, mixer.blocks(config), mixer.programs(config)
-    parts, workers = ceil_div(head_dim, blocks[1]), programs * runs.count
+    (heads, head_dim, groups, state, _), blocks, counts = mixer.sizes, mixer.blocks(config), mixer.programs_of(config)
+    parts, workers = ceil_div(head_dim, blocks[1]), sum(counts) * runs.count
     planes = (mixer.directions, *mixer.rows.shape[:2])
-    of_z = y.new_empty(*planes[1:], mixer.width) if mixer.directions == 2 else None
+    others = mixer.paths * mixer.directions - 1
     of_rows = (
-        of_z,
-        y.new_empty(heads // groups * parts, *planes, 2 * groups * state),
-        mixer.scratch(parts, *planes, heads),
+        y.new_empty(others, *planes[1:], mixer.width) if others else None,
+        y.new_empty(mixer.paths, heads // groups * parts, *planes, 2 * groups * state),
+        mixer.scratch(mixer.paths, parts, *planes, heads),
     )
     of_A, of_D, of_bias = (mixer.scratch(workers // heads, heads) for _ in range(3))
     of_norm = mixer.scratch(workers // (heads * parts), mixer.width)
     if runs.cut:
+        norm, of_outs = after
         launch(
             _run_kernels().path_scan_run_bwd_kernel,
-            (programs, runs.count - 1),
-            *(*mixer.given(4), y, mixer.positions, *after, runs.boundaries, runs.decays, *mixer.place, runs.segments),
+            (counts[0], runs.count - 1),
+            *(*mixer.given(4), y, mixer.positions, norm, tuple(each[0] for each in of_outs)),
+            *(runs.boundaries, runs.decays, *mixer.place(0), runs.segments),
             NORMED=mixer.normed(config),
             **mixer.constants(config),
         )
         runs.chain(config)
     launch(
         _path_backward_kernels().path_scan_chunk_bwd_kernel,
-        (programs, runs.count),
+        mixer.grid(config, runs.count),
         *(*mixer.given(5), y, mixer.positions, *after, to_rows),
         *(states, runs.boundaries, *config.kept(workers, blocks, mixer.rows)),
         *(mixer.rows.new_empty(workers, _stashed(blocks)), *of_rows, of_A, of_D, of_bias, of_norm),
-        *(*mixer.place, config.segments(mixer.length), runs.segments),
+        *(*mixer.places, tuple(sum(counts[:i]) for i in range(len(counts))), mixer.segments(config), runs.segments),
+        PATHS=mixer.paths,
         CUT=runs.cut,
         NORMED=mixer.normed(config),
         ACCUMULATE=accumulate,
@@ -155,25 +167,33 @@ def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, of_rows, to_r
     """x, B, C and dt of to_rows are written. Returns each program's share of the gradients of weights and biases."""
     mixed, taps = mixer.parameters[0].shape
     heads, head_dim, *_ = mixer.sizes
-    videos = mixer.rows.shape[0]
-    tiles = videos * mixer.sequences * ceil_div(mixer.length, config.conv_tokens - taps + 1)
-    workers = min(tiles, config.row_programs)
-    columns = (mixed, heads, mixer.width if mixer.directions == 2 else 0)
-    of_weight = mixer.scratch(workers, mixed, taps)
-    of_bias = None if mixer.parameters[1] is None else mixer.scratch(workers, mixed)
-    launch(
-        _path_backward_kernels().path_scan_conv_bwd_kernel,
-        workers * sum(ceil_div(width, config.conv_channels) for width in columns),
-        *(*mixer.given(2), y, mixer.positions, *of_rows),
-        *(*to_rows, of_weight, of_bias, *mixer.place, videos, workers),
-        DIRECTIONS=mixer.directions,
-        SIZES=mixer.sizes,
-        PARTS=ceil_div(head_dim, mixer.blocks(config)[1]),
-        BLOCK_T=config.conv_tokens,
-        BLOCK_C=config.conv_channels,
-        ACCUMULATE=accumulate,
-        **config.row_options(),
-    )
+    videos, (of_z, of_BC, of_dt) = mixer.rows.shape[0], of_rows
+    tiles = [
+        videos * count * ceil_div(length, config.conv_tokens - taps + 1)
+        for length, count in zip(mixer.lengths, mixer.sequences, strict=True)
+    ]
+    workers = [min(count, config.row_programs) for count in tiles]
+    of_weight = mixer.scratch(sum(workers), mixed, taps)
+    of_bias = None if mixer.parameters[1] is None else mixer.scratch(sum(workers), mixed)
+    for path in range(mixer.paths):
+        first_share, shares = max(0, path * mixer.directions - 1), mixer.directions - (path == 0)
+        first_worker, columns = sum(workers[:path]), (mixed, heads, mixer.width if shares else 0)
+        launch(
+            _path_backward_kernels().path_scan_conv_bwd_kernel,
+            workers[path] * sum(ceil_div(width, config.conv_channels) for width in columns),
+            *(*mixer.given(2), y[path], mixer.positions),
+            *(of_z[first_share:] if shares else None, of_BC[path], of_dt[path]),
+            *(*to_rows, of_weight[first_worker:], None if of_bias is None else of_bias[first_worker:]),
+            *(*mixer.place(path), videos, workers[path]),
+            DIRECTIONS=mixer.directions,
+            SIZES=mixer.sizes,
+            PARTS=ceil_div(head_dim, mixer.blocks(config)[1]),
+            BLOCK_T=config.conv_tokens,
+            BLOCK_C=config.conv_channels,
+            Z_SHARES=shares,
+            ACCUMULATE=accumulate or path > 0,
+            **config.row_options(),
+        )
     return of_weight, of_bias
 
 
@@ -189,36 +209,36 @@ def _stashed(blocks) -> int:
 
 @dataclass(frozen=True)
 class PathMixer:
-    """One call of `path_scan` along one path: its tensors and sizes."""
+    """One call of `path_scan` along paths that are launched together: its tensors and sizes."""
 
     rows: Tensor
     parameters: tuple[Tensor | None, ...]
-    table: Tensor
-    stride: int
+    tables: tuple[Tensor, ...]
+    strides: tuple[int, ...]
+    lengths: tuple[int, ...]
+    sequences: tuple[int, ...]  # of one video
     sizes: tuple[int, ...]  # heads, head_dim, groups, state, taps
     directions: int
     eps: float
     norm_group_size: int
 
     @classmethod
-    def of(cls, rows, parameters, table, stride, head_dim, groups, bidirectional, eps, norm_group_size) -> PathMixer:
+    def of(cls, rows, parameters, tables, strides, head_dim, groups, bidirectional, eps, norm_group_size) -> PathMixer:
+        rows, parameters = whole_rows(rows), tuple(contiguous(p) for p in parameters)
         mixed, taps = parameters[0].shape
         state = (mixed - parameters[-1].shape[0]) // (2 * groups)
-        sizes = (parameters[2].shape[0], head_dim, groups, state, taps)
-        return cls(rows, parameters, table, stride, sizes, 2 if bidirectional else 1, eps, norm_group_size)
+        sizes, directions = (parameters[2].shape[0], head_dim, groups, state, taps), 2 if bidirectional else 1
+        lengths = tuple(table.shape[0] for table in tables)
+        along = tuple(tables), tuple(strides), lengths, tuple(rows.shape[1] // length for length in lengths)
+        return cls(rows, parameters, *along, sizes, directions, eps, norm_group_size)
+
+    @property
+    def paths(self) -> int:
+        return len(self.tables)
 
     @property
     def width(self) -> int:
         return self.parameters[-1].shape[0]
-
-    @property
-    def length(self) -> int:
-        return self.table.shape[0]
-
-    @property
-    def sequences(self) -> int:
-        """Of one video."""
-        return self.rows.shape[1] // self.length
 
     @property
     def positions(self) -> int:
@@ -226,9 +246,12 @@ class PathMixer:
         return self.rows.shape[0] * self.rows.shape[1]
 
     @property
-    def place(self) -> tuple[Tensor, int, int, int]:
-        """Where the path goes, as the kernels take it."""
-        return self.table, self.length, self.sequences, self.stride
+    def places(self) -> tuple[tuple, ...]:
+        """Where the paths go, as the kernels take it."""
+        return self.tables, self.lengths, self.sequences, self.strides
+
+    def place(self, path: int) -> tuple:
+        return tuple(each[path] for each in self.places)
 
     def given(self, parameters: int) -> tuple:
         """The rows and the first of the parameters, as the kernels take them."""
@@ -240,10 +263,17 @@ class PathMixer:
     def blocks(self, config: ChunkConfig) -> tuple[int, int, int]:
         return config.blocks(self.sizes[1], self.sizes[3])
 
-    def programs(self, config: ChunkConfig) -> int:
+    def programs_of(self, config: ChunkConfig) -> tuple[int, ...]:
+        """Of each path, without a cut."""
         heads, head_dim, *_ = self.sizes
-        parts = ceil_div(head_dim, self.blocks(config)[1])
-        return self.rows.shape[0] * self.sequences * self.directions * heads * parts
+        each = self.rows.shape[0] * self.directions * heads * ceil_div(head_dim, self.blocks(config)[1])
+        return tuple(count * each for count in self.sequences)
+
+    def grid(self, config: ChunkConfig, runs: int) -> tuple[int, ...]:
+        return (max(self.programs_of(config)), runs, self.paths)
+
+    def segments(self, config: ChunkConfig) -> tuple[int, ...]:
+        return tuple(config.segments(length) for length in self.lengths)
 
     def constants(self, config: ChunkConfig) -> dict:
         """What the kernels that take a chunk are specialised by."""
@@ -265,15 +295,23 @@ class PathMixer:
 
     def norm_sums(self, config: ChunkConfig) -> Tensor:
         parts, touched = ceil_div(self.sizes[1], self.blocks(config)[1]), self.normed(config)[1]
-        return self.scratch(self.directions, *self.rows.shape[:2], 2, self.sizes[0] * parts * touched)
+        return self.scratch(self.paths, self.directions, *self.rows.shape[:2], 2, self.sizes[0] * parts * touched)
+
+    def states(self, config: ChunkConfig) -> tuple[Tensor, ...] | None:
+        """For the way back, at the start of each segment of each path; None if no path has two."""
+        segments = self.segments(config)
+        if max(segments) < 2:
+            return None
+        counts, state = self.programs_of(config), self.blocks(config)[1:]
+        return tuple(self.scratch(count, each, *state) for count, each in zip(counts, segments, strict=True))
 
     def runs(self, config: ChunkConfig) -> Runs:
-        return Runs.of(config, self.blocks(config), self.programs(config), self.length, self.rows)
+        return Runs.of(config, self.blocks(config), self.programs_of(config)[0], self.lengths[0], self.rows)
 
-    def scan(self, config: ChunkConfig, runs: Runs, states: Tensor | None = None, after=(None, None)) -> Tensor:
-        """What the scans give before their gate: (directions, B, T, E). after: norm and of_out of the kernel."""
+    def scan(self, config: ChunkConfig, runs: Runs, states=None, after=(None, None)) -> Tensor:
+        """What the scans give before their gate: (paths, directions, B, T, E). after: the kernel's norm and of_outs."""
         kept = torch.bfloat16 if self.rows.dtype == torch.bfloat16 else torch.float32
-        y = self.rows.new_empty(self.directions, *self.rows.shape[:2], self.width, dtype=kept)
+        y = self.rows.new_empty(self.paths, self.directions, *self.rows.shape[:2], self.width, dtype=kept)
         if runs.cut:
             self._over_runs(config, runs, "ends", runs.count - 1, runs.decays, None, None, (None, None))
             runs.chain(config)
@@ -283,9 +321,10 @@ class PathMixer:
     def _over_runs(self, config: ChunkConfig, runs: Runs, cut: str | None, count: int, decays, y, states, after):
         launch(
             _forward_kernels().path_scan_chunk_fwd_kernel,
-            (self.programs(config), count),
-            *(*self.given(5), y, self.positions, *after, states, runs.boundaries, decays, *self.place),
-            *(1 if states is None else states.shape[1], runs.segments),
+            self.grid(config, count),
+            *(*self.given(5), y, self.positions, *after, states, runs.boundaries, decays, *self.places),
+            *(self.segments(config), runs.segments),
+            PATHS=self.paths,
             CUT=cut,
             NORMED=self.normed(config),
             **self.constants(config),

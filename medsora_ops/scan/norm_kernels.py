@@ -4,8 +4,8 @@ Forward, row by row of the grid. On the way back the programs that take a head c
 u needs two numbers of a token from all heads of its norm, the sums of u^2 and of u * d(u / rms). Those that compute y
 again leave their parts of both in memory; those that go back through the scans add them up.
 
-    y          (directions, videos, tokens, E): the scans before their gate
-    sums       (directions, videos, tokens, 2, heads, parts, TOUCHED) float32
+    y          (paths, directions, videos, tokens, E): the scans before their gate
+    sums       (paths, directions, videos, tokens, 2, heads, parts, TOUCHED) float32
     norm       (weights, sums, eps)
     DIVISION   rows of a tile, channels that a norm runs over, the power of two that holds them
     NORMED     the channels that a norm runs over; the norms that a program's channels touch, TOUCHED; the heads that a
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.walk_kernels import row_starts, rows_before
-from medsora_ops.triton_math import sigmoid, silu_slope
+from medsora_ops.triton_math import pick, sigmoid, silu_slope
 
 
 @triton.jit
@@ -37,14 +37,15 @@ def load_rows(tensor, video, token, channel, mask):
 
 @triton.jit(do_not_specialize=["rows", "tokens"])
 def path_scan_norm_fwd_kernel(
-    y, z, z_video_stride, z_token_stride, norm_weight, out, eps, rows, tokens,
-    DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, DIVISION: tl.constexpr,
+    y, z, z_video_stride, z_token_stride, norm_weight, outs, eps, rows, tokens,
+    PATHS: tl.constexpr, DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, DIVISION: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of rows and norm."""
+    """One program a tile of rows and norm, and a path, along the grid's second axis."""
     NORMED: tl.constexpr = DIVISION[1]
     NORMS: tl.constexpr = WIDTH // NORMED
     ROWS: tl.constexpr = DIVISION[0]
     BLOCK: tl.constexpr = DIVISION[2]
+    path = tl.program_id(1)
     within = tl.arange(0, BLOCK)
     channel = tl.program_id(0) % NORMS * NORMED + within
     row, video, token, real = rows_of_tile(tl.program_id(0) // NORMS, rows, tokens, ROWS)
@@ -53,20 +54,21 @@ def path_scan_norm_fwd_kernel(
     gate *= sigmoid(gate)
     total = tl.zeros([ROWS, BLOCK], tl.float32)
     for direction in tl.static_range(DIRECTIONS):
-        kept = y + (row + tl.cast(rows, tl.int64) * direction) * WIDTH + channel[None, :]
+        kept = y + (row + tl.cast(rows, tl.int64) * (path * DIRECTIONS + direction)) * WIDTH + channel[None, :]
         gated = tl.load(kept, mask=mask, other=0.0).to(tl.float32) * gate
         total += gated * tl.rsqrt(tl.sum(gated * gated, axis=1) / NORMED + eps)[:, None]
     total *= tl.load(norm_weight + channel, mask=within < NORMED, other=0.0).to(tl.float32)[None, :]
+    out = pick(path, outs)
     tl.store(out + row * WIDTH + channel[None, :], total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def sums_along(norm, direction, positions, tokens, SIZES: tl.constexpr, BLOCKS: tl.constexpr, NORMED: tl.constexpr):
-    """norm, its sums as the rows of one direction."""
+def sums_along(norm, plane, positions, tokens, SIZES: tl.constexpr, BLOCKS: tl.constexpr, NORMED: tl.constexpr):
+    """norm, its sums as the rows of one path and direction."""
     weights, sums, eps = norm
     PARTS: tl.constexpr = (SIZES[1] + BLOCKS[1] - 1) // BLOCKS[1]
     ROW: tl.constexpr = 2 * SIZES[0] * PARTS * NORMED[1]
-    return weights, (sums + direction.to(tl.int64) * positions * ROW, tokens * ROW, ROW), eps
+    return weights, (sums + plane.to(tl.int64) * positions * ROW, tokens * ROW, ROW), eps
 
 
 @triton.jit

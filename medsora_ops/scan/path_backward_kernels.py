@@ -1,9 +1,10 @@
-"""The way back along a path of long sequences: through the scan, chunk by chunk, and through the convolution.
+"""The way back along paths of long sequences: through the scans, chunk by chunk, and through the convolution.
 
-    y       (directions, videos, tokens, E): the scans; path_scan_chunk_bwd_kernel puts the gradient of x there
-    of_z    (videos, tokens, E), in y's type: the second direction's share of dz; the first one's is in grad_rows
-    of_BC   (heads of a group * parts, directions, videos, tokens, 2 groups * state), in y's type: shares of dB and dC
-    of_dt   (parts, directions, videos, tokens, heads) float32
+    y       (paths, directions, videos, tokens, E): the scans; path_scan_chunk_bwd_kernel puts the gradient of x there
+    of_z    (paths * directions - 1, videos, tokens, E), in y's type: shares of dz; the first of all is in grad_rows
+    of_BC   (paths, heads of a group * parts, directions, videos, tokens, 2 groups * state), in y's type: shares of dB
+            and dC
+    of_dt   (paths, parts, directions, videos, tokens, heads) float32
 All in grid order, and those of x, B and C before SiLU's slope: the convolution takes that once, not once a head.
 """
 
@@ -16,25 +17,30 @@ from medsora_ops.scan.chunk_backward_kernels import chunk_back, end_of_run, keep
 from medsora_ops.scan.chunk_kernels import (
     activated,
     chunk_decay,
+    path_of_program,
+    pick_rows,
     place_of_program,
     walk_of,
     walk_steps,
 )
 from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
 from medsora_ops.scan.walk_kernels import convolved, row_starts, rows_before
-from medsora_ops.triton_math import sigmoid, silu_slope
+from medsora_ops.triton_math import pick, sigmoid, silu_slope
 
 
-@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "segments", "run_segments"])
+@triton.jit(
+    do_not_specialize=["positions", "lengths", "sequences", "strides", "first_programs", "segments", "run_segments"]
+)
 def path_scan_chunk_bwd_kernel(
-    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_out, grad_rows,
+    rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_outs, grad_rows,
     states, boundaries, held, kept, stash, of_z, of_BC, of_dt, of_A, of_D, of_bias, of_norm,
-    table, length, sequences, stride, segments, run_segments,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr, CUT: tl.constexpr,
-    NORMED: tl.constexpr, ACCUMULATE: tl.constexpr,
+    tables, lengths, sequences, strides, first_programs, segments, run_segments,
+    PATHS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
+    CUT: tl.constexpr, NORMED: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Programs, norm and of_out as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts,
-    runs, heads) float32; of_norm, of the norm's weights: (sequences, directions, runs, E) float32. boundaries: as in
+    """Programs, norm and of_outs as in path_scan_chunk_fwd_kernel; first_programs counts the real ones over all paths.
+    of_A, of_D, of_bias: (sequences, directions, parts, runs, heads) float32; of_norm, of the norm's weights:
+    (sequences, directions, runs, E) float32; all paths' sequences, one path behind the other. boundaries: as in
     ssd_scan_bwd_kernel. grad_rows: (pointer, video stride, token stride); z there is written, or with ACCUMULATE added
     to.
 
@@ -53,16 +59,24 @@ def path_scan_chunk_bwd_kernel(
     OPERANDS: tl.constexpr = rows.dtype.element_ty
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
+    path = path_of_program(PATHS)
+    table, length = pick(path, tables), pick(path, lengths)
+    per_video, stride = pick(path, sequences), pick(path, strides)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    if PATHS > 1:
+        if sequence >= positions // length * DIRECTIONS:
+            return
     direction = sequence % DIRECTIONS
-    tokens = tl.cast(sequences * length, tl.int64)
+    path_plane = path * DIRECTIONS + direction
+    tokens = tl.cast(per_video * length, tl.int64)
     program = tl.program_id(0).to(tl.int64)
-    worker = program
-    first_segment, behind = 0, segments
+    first_program = pick(path, first_programs) if PATHS > 1 else 0
+    worker = program + first_program
+    first_segment, behind = 0, pick(path, segments)
     if CUT is not None:
         worker = program * tl.num_programs(1) + tl.program_id(1)
         first_segment = tl.program_id(1) * run_segments
-        behind = tl.minimum(first_segment + run_segments, segments)
+        behind = tl.minimum(first_segment + run_segments, behind)
     n = tl.arange(0, BLOCK_N)
     p = tl.arange(0, BLOCK_P)
     real = n < SIZES[3]
@@ -75,12 +89,14 @@ def path_scan_chunk_bwd_kernel(
     held += worker * (SEGMENT * BLOCK_P * BLOCK_N)
     kept += worker * (SEGMENT * 2 * BLOCK_T)
     stash += worker * (BLOCK_T * (2 * BLOCK_P + 2 * BLOCK_N))
-    plane = direction.to(tl.int64) * positions
-    share = (head % (HEADS // SIZES[2]) * PARTS + part).to(tl.int64) * DIRECTIONS * positions + plane
-    mixed = (y + plane * WIDTH, tokens * WIDTH, WIDTH)
-    norm = sums_along(norm, direction, positions, tokens, SIZES, BLOCKS, NORMED)
+    mixed = (y + path_plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
+    of_out = pick_rows(path, of_outs)
+    norm = sums_along(norm, path_plane, positions, tokens, SIZES, BLOCKS, NORMED)
+    share = path * (HEADS // SIZES[2] * PARTS) + head % (HEADS // SIZES[2]) * PARTS + part
+    share = (share * DIRECTIONS + direction).to(tl.int64) * positions
     shares = (of_BC + share * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
-    of_steps = (of_dt + (part.to(tl.int64) * DIRECTIONS * positions + plane) * HEADS, tokens * HEADS, HEADS)
+    step_plane = ((path * PARTS + part) * DIRECTIONS + direction).to(tl.int64) * positions
+    of_steps = (of_dt + step_plane * HEADS, tokens * HEADS, HEADS)
     within = p[:, None] * BLOCK_N + n[None, :]
     after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
     if CUT is not None:
@@ -95,10 +111,11 @@ def path_scan_chunk_bwd_kernel(
         chunks = tl.minimum(tl.cdiv(length - start, BLOCK_T), SEGMENT)
         state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
         if states is not None:
-            state = tl.load(states + (program * segments + segment) * (BLOCK_P * BLOCK_N) + within)
+            number = program * pick(path, segments) + segment
+            state = tl.load(pick(path, states) + number * (BLOCK_P * BLOCK_N) + within)
         for chunk in tl.range(0, chunks, disable_licm=True):
             first = start + chunk * BLOCK_T
-            walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
+            walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
             _, step = walk_steps(given, walk, bias, dt_column)
             total, whole = chunk_decay(step, rate)
             keep_chunk(held, kept, chunk, state, step, total, SEGMENT, BLOCKS)
@@ -109,7 +126,7 @@ def path_scan_chunk_bwd_kernel(
         for later in tl.range(0, chunks, disable_licm=True):
             chunk = chunks - 1 - later
             first = start + chunk * BLOCK_T
-            walk = walk_of(sequence // DIRECTIONS, table, first, length, sequences, stride, direction == 1, BLOCK_T)
+            walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
             token = tl.arange(0, BLOCK_T)
             x_stash = stash + token * BLOCK_P
             b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
@@ -124,10 +141,13 @@ def path_scan_chunk_bwd_kernel(
             values = rows_before(mixed, walk, of_x, wanted, 0)
             dy, dz, of_weight = through_norm(values, gate, norm, walk, head, part, of_x, SIZES, BLOCKS, NORMED)
             sum_norm += of_weight
-            if direction == 0:
+            if path_plane == 0:
                 store_rows(grad_rows, walk, of_x, wanted, dz, ACCUMULATE)
             elif of_z is not None:
-                store_rows((of_z, tokens * WIDTH, WIDTH), walk, of_x, wanted, dz, False)
+                other = of_z
+                if PATHS * DIRECTIONS > 2:
+                    other += (path_plane - 1).to(tl.int64) * positions * WIDTH
+                store_rows((other, tokens * WIDTH, WIDTH), walk, of_x, wanted, dz, False)
             y_stash = stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
             tl.store(y_stash[:, None] + p[None, :], dy.to(OPERANDS))
             inside = walk[4]
@@ -145,8 +165,8 @@ def path_scan_chunk_bwd_kernel(
             at, _ = row_starts(of_steps, walk, 0)
             tl.store(at + head, of_step, mask=inside)
             tl.debug_barrier()  # before the next chunk, or segment, writes the scratch anew
-    row = sequence.to(tl.int64) * PARTS + part
-    norm_row = sequence.to(tl.int64)
+    norm_row = sequence.to(tl.int64) + first_program // (HEADS * PARTS)
+    row = norm_row * PARTS + part
     if CUT is not None:
         row = row * tl.num_programs(1) + tl.program_id(1)
         norm_row = norm_row * tl.num_programs(1) + tl.program_id(1)
@@ -174,10 +194,10 @@ def path_scan_conv_bwd_kernel(
     grad_rows, grad_video_stride, grad_token_stride, of_weight, of_bias,
     table, length, sequences, stride, videos, workers,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-    ACCUMULATE: tl.constexpr,
+    Z_SHARES: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of the filters; z of
-    grad_rows, where two directions share it, added to.
+    """Along one path: x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of
+    the filters; to z of grad_rows the path's Z_SHARES of of_z are added.
 
     A program takes a block of channels and every workers-th tile of tokens, with both directions. A token's gradient
     is gathered from those up to TAPS - 1 after it, so tiles overlap by that.
@@ -191,7 +211,7 @@ def path_scan_conv_bwd_kernel(
     OWN: tl.constexpr = BLOCK_T - TAPS + 1
     CONVOLVED: tl.constexpr = (MIXED + BLOCK_C - 1) // BLOCK_C
     STEPS: tl.constexpr = (HEADS + BLOCK_C - 1) // BLOCK_C
-    BLOCKS: tl.constexpr = CONVOLVED + STEPS + (0 if of_z is None else (WIDTH + BLOCK_C - 1) // BLOCK_C)
+    BLOCKS: tl.constexpr = CONVOLVED + STEPS + ((WIDTH + BLOCK_C - 1) // BLOCK_C if Z_SHARES > 0 else 0)
     SHARES: tl.constexpr = HEADS // SIZES[2] * PARTS
     given = (rows, video_stride, token_stride)
     given_grad = (grad_rows, grad_video_stride, grad_token_stride)
@@ -247,13 +267,16 @@ def path_scan_conv_bwd_kernel(
                 of_plane = (of_dt + tl.cast(positions, tl.int64) * (plane * HEADS), tokens * HEADS, HEADS)
                 total += rows_before(of_plane, walk, head, head < HEADS, 0)
             store_own(given_grad, walk, WIDTH + MIXED + head, head < HEADS, total, OWN, ACCUMULATE)
-    elif of_z is not None:
+    elif Z_SHARES > 0:
         channel = (block - CONVOLVED - STEPS) * BLOCK_C + tl.arange(0, BLOCK_C)
         for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
             number, first = tl.cast(tile // per_sequence, tl.int32), tile % per_sequence * OWN
             walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
-            second = rows_before((of_z, tokens * WIDTH, WIDTH), walk, channel, channel < WIDTH, 0)
-            store_own(given_grad, walk, channel, channel < WIDTH, second, OWN, True)
+            total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
+            for plane in tl.static_range(Z_SHARES):
+                of_plane = (of_z + tl.cast(positions, tl.int64) * (plane * WIDTH), tokens * WIDTH, WIDTH)
+                total += rows_before(of_plane, walk, channel, channel < WIDTH, 0)
+            store_own(given_grad, walk, channel, channel < WIDTH, total, OWN, True)
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -27,15 +28,10 @@ class Runs:
 
     @classmethod
     def of(cls, config: ChunkConfig, blocks, programs: int, length: int, like: Tensor) -> Runs:
-        """programs: as many as there would be without a cut. Depends on sizes and the chip alone."""
-        segments = config.segments(length)
-        if config.splits:
-            each = max(1, ceil_div(segments, config.splits))
-        else:
-            each = segments_of_a_run(programs, segments, multiprocessors(like.device))
-        count = max(1, ceil_div(segments, each))
+        """programs: as many as there would be without a cut."""
+        count, each = runs_of(config, programs, length, like.device)
         if count == 1:
-            return cls(1, segments, None, None)
+            return cls(1, each, None, None)
         boundaries, decays = (
             like.new_empty(programs, count - 1, *shape, dtype=torch.float32) for shape in (blocks[1:], ())
         )
@@ -64,6 +60,18 @@ class Runs:
         )
 
 
+def runs_of(config: ChunkConfig, programs: int, length: int, device: torch.device) -> tuple[int, int]:
+    """How many runs a sequence is cut into, and the segments of each. Depends on sizes and the chip alone."""
+    segments = config.segments(length)
+    if config.splits:
+        each = max(1, ceil_div(segments, config.splits))
+    else:
+        each = segments_of_a_run(programs, segments, multiprocessors(device))
+    count = max(1, ceil_div(segments, each))
+    return count, segments if count == 1 else each
+
+
+@functools.lru_cache(maxsize=1024)  # asked at every call, of few sizes
 def segments_of_a_run(programs: int, segments: int, processors: int) -> int:
     """All segments where a cut is not worth it. A multiprocessor is taken to hold one program, as registers have it."""
     if not 0 < programs < 2 * processors:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from recurrence import relative_error
 from sampling import sampled
-from scan_case import ALLOWED, Case, compare
+from scan_case import ALLOWED, Case, check, compare
 
 from medsora_ops.launch import INTERPRETED
-from medsora_ops.scan import reference
+from medsora_ops.scan import chunk_path_launch, reference, triton
 from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig, fitting
 from medsora_ops.scan.chunk_launch import ssd_scan, ssd_scan_backward
 from medsora_ops.scan.chunk_path_launch import path_scan_chunked, path_scan_chunked_backward
@@ -214,7 +214,7 @@ def test_ssd_of_nothing(device):
 
 
 def check_path(case, device, tensors=None, grads=None, forward=FORWARD, backward=BACKWARD, twice=False):
-    """The outputs of one path after the other; gradients added up over them. twice: and the same bits again."""
+    """Values and every gradient, all paths launched together. twice: and the same bits again."""
     if tensors is None:
         tensors, grads = case.tensors(device)
     outputs, found = run_paths(case, tensors, grads, forward, backward)
@@ -225,16 +225,13 @@ def check_path(case, device, tensors=None, grads=None, forward=FORWARD, backward
 
 
 def run_paths(case, tensors, grads, forward, backward):
-    outputs, total = [], None
     grad_rows = torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device=tensors[0].device)
-    for path, grad in zip(case.paths, grads, strict=True):
-        along = (path.offsets(grad.device), path.stride, *case.settings.values())
-        outputs.append(path_scan_chunked(*tensors, *along, config=forward))
-        later = dict(accumulate=total is not None, config=backward)
-        found = path_scan_chunked_backward(grad, grad_rows, *tensors, *along, **later)
-        total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+    tables, strides = [path.offsets(grad_rows.device) for path in case.paths], [path.stride for path in case.paths]
+    along = (tables, strides, *case.settings.values())
+    outputs = path_scan_chunked(*tensors, *along, config=forward)
+    found = path_scan_chunked_backward(grads, grad_rows, *tensors, *along, config=backward)
     given = [t for t in tensors[1:] if t is not None]
-    return outputs, [grad_rows, *(t.to(p.dtype) for t, p in zip(total, given, strict=True))]
+    return outputs, [grad_rows, *(t.to(p.dtype) for t, p in zip(found, given, strict=True))]
 
 
 @pytest.mark.parametrize("length", sampled(EDGES, 4))
@@ -252,6 +249,38 @@ def test_path_every_length(device, length, bidirectional):
 def test_path_cut_into_runs(device, splits, change):
     case = replace(Case(kinds=("raster",), grid=(1, 1, 16 * splits - 7)), **change)
     check_path(case, device, None, None, cut(FORWARD, splits), cut(BACKWARD, splits))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(kinds=("fw", "raster"), heads=1),
+        dict(kinds=("fw", "fh", "hw"), bidirectional=False, batch=2, heads=3, groups=3),
+        dict(kinds=("raster", "temporal"), grid=(2, 4, 9), norm_groups=4, state=5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("segment", [1, 8])
+def test_paths_together(device, change, segment):
+    """Of different lengths, so that some have more sequences, and more segments, than others."""
+    small = dict(tokens=16, channels=16, segment=segment, row_programs=3, splits=1)
+    case = replace(Case(grid=(5, 2, 7)), **change)
+    check_path(case, device, None, None, replace(FORWARD, **small), replace(BACKWARD, **small), twice=segment == 1)
+
+
+@pytest.mark.parametrize(("splits", "paths_of_calls"), [(1, [3]), (2, [1, 1, 1])])
+def test_long_paths_of_a_call(device, splits, paths_of_calls, monkeypatch):
+    """Beside a short one: together, or each alone where sequences are cut into runs."""
+    case = Case(kinds=("fw", "temporal", "hw", "raster"), grid=(3, 6, 23), heads=1)  # sequences of 69, 3, 138, 414
+    calls = []
+    for name in ("path_scan_chunked", "path_scan_chunked_backward"):
+        run = getattr(chunk_path_launch, name)
+        counted = lambda *a, run=run, **b: calls.append(len(a[-7])) or run(*a, **b)  # noqa: E731  tables
+        monkeypatch.setattr(chunk_path_launch, name, counted)
+    small = ChunkConfig(tokens=32, segment=1, splits=splits)
+    monkeypatch.setattr(triton, "choose", lambda kernel, default, *_: small if "chunk" in kernel else default)
+    check(case, device)
+    assert calls == paths_of_calls * 4  # forward and back, twice
 
 
 @pytest.mark.parametrize(

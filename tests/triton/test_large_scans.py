@@ -108,14 +108,14 @@ def test_paths_chunk_by_chunk(shares):
     case = replace(PATH, grid=(1, 1, 48))
     (rows, *parameters), (grad,) = case.tensors("cpu")
     path = case.paths[0]
-    along = (path.offsets(rows.device), path.stride, *case.settings.values())
+    along = ([path.offsets(rows.device)], [path.stride], *case.settings.values())
     videos = LIMIT // (2 * 48 * case.width) + 9
     forward, backward = replace(FORWARD, **FINE), replace(BACKWARD, **FINE, conv_channels=256)
 
     def run(rows, grad):
         grad_rows = torch.empty_like(rows)
-        out = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=forward)
-        chunk_path_launch.path_scan_chunked_backward(grad, grad_rows, rows, *parameters, *along, config=backward)
+        (out,) = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=forward)
+        chunk_path_launch.path_scan_chunked_backward([grad], grad_rows, rows, *parameters, *along, config=backward)
         return out, grad_rows
 
     many = one_of_many(rows, videos)
