@@ -33,7 +33,7 @@ USE = """\
 from medsora import MedSoraPipeline
 
 pipeline = MedSoraPipeline.from_pretrained("FOLDER_OR_HUB_NAME")
-videos = pipeline(num_videos=4, num_inference_steps=50, seed=1).videos  # float32 (4, T, H, W, 3) in [0, 1]
+videos = pipeline(num_videos=4, num_inference_steps=25, seed=1).videos  # float32 (4, T, H, W, 3) in [0, 1]
 ```
 
 ## Limits

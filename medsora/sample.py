@@ -33,7 +33,7 @@ Video i depends on the model, the settings and (seed, i) alone: not on how many 
 examples:
   python -m medsora.sample --model runs/tiny
   python -m medsora.sample --model runs/tiny --num-videos 16 --steps 100 --seed 7 --gif
-  python -m medsora.sample --model runs/mine --scheduler dpm-solver++ --steps 20 --output out/fast
+  python -m medsora.sample --model runs/mine --scheduler ddpm --steps 250 --output out/slow
   python -m medsora.sample --model runs/mine --class-label polyp --guidance-scale 2
   python -m medsora.sample --model runs/mine --num-frames 160 --num-videos 2
   torchrun --nproc-per-node=8 -m medsora.sample --model runs/mine --num-videos 2048 --batch-size 16
@@ -274,7 +274,7 @@ def _parser():
     add = parser.add_argument
     add("--model", type=str, required=True, help="Folder of a finished training run, or of a saved pipeline.")
     add("--num-videos", type=int, default=4, help="Videos to have in the end, numbers 0 to N - 1.")
-    add("--steps", type=int, default=50, help="Denoising steps; more take longer and are closer to the model.")
+    add("--steps", type=int, default=25, help="Denoising steps; more take longer and are closer to the model.")
     add("--seed", type=int, default=0, help="Decides every random draw, together with a video's number.")
     add("--scheduler", type=str | None, default=None, help='"ddim", "ddpm", "dpm-solver++" or "heun"; null: the '
         "model's own.")  # fmt: skip

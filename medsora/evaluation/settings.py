@@ -51,7 +51,7 @@ class EvaluateSettings:
     split: str = "all"
     flips: bool | None = None
     seed: int = 0
-    steps: int = 50
+    steps: int = 25
     scheduler: str | None = None
     guidance_scale: float = 1.0
     batch_size: int = 8

@@ -180,7 +180,7 @@ class EvaluationSettings:
 
 @dataclass
 class SamplingSettings:
-    """The samples at the end of a run.
+    """The samples at the end of a run. Sampler and steps: benchmarks/results/sampler-quality-cpu.json.
 
     Args:
         num_videos: Videos to write.
@@ -192,8 +192,8 @@ class SamplingSettings:
     """
 
     num_videos: int = 16
-    num_inference_steps: int = 50
-    scheduler: str = "ddim"
+    num_inference_steps: int = 25
+    scheduler: str = "dpm-solver++"
     guidance_scale: float = 1.0
     fps: float = 6.0
     batch_size: int = 16
