@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.norm_kernels import keep_sums, load_gate, sums_along
-from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts
+from medsora_ops.scan.walk_kernels import column_of, convolved, path_of_program, row_starts
 from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, sigmoid, silu_slope, softplus
 
 
@@ -259,15 +259,6 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
     """The walk over one chunk of a sequence, numbered over all videos."""
     place = first + tl.arange(0, BLOCK_T)
     return (table, number // sequences, number % sequences * stride, place, place < length, length, reverse)
-
-
-@triton.jit
-def path_of_program(PATHS: tl.constexpr):
-    """The number of the program's path."""
-    if PATHS == 1:
-        return 0
-    else:
-        return tl.program_id(2)
 
 
 @triton.jit

@@ -59,7 +59,7 @@ def path_scan_chunked(
         tile, normed, _ = division = mixer.division(config)
         launch(
             _norm_kernels().path_scan_norm_fwd_kernel,
-            (ceil_div(mixer.positions, tile) * (mixer.width // normed), mixer.paths),
+            (ceil_div(mixer.positions, tile) * (mixer.width // normed), 1, mixer.paths),
             *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
             *(outputs, eps, mixer.positions, mixer.rows.shape[1]),
             PATHS=mixer.paths,

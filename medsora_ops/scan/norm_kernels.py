@@ -17,7 +17,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.scan.walk_kernels import row_starts, rows_before
+from medsora_ops.scan.walk_kernels import path_of_program, row_starts, rows_before
 from medsora_ops.triton_math import pick, sigmoid, silu_slope
 
 
@@ -40,12 +40,12 @@ def path_scan_norm_fwd_kernel(
     y, z, z_video_stride, z_token_stride, norm_weight, outs, eps, rows, tokens,
     PATHS: tl.constexpr, DIRECTIONS: tl.constexpr, WIDTH: tl.constexpr, DIVISION: tl.constexpr,
 ):  # fmt: skip
-    """One program a tile of rows and norm, and a path, along the grid's second axis."""
+    """One program a tile of rows and norm, and path."""
     NORMED: tl.constexpr = DIVISION[1]
     NORMS: tl.constexpr = WIDTH // NORMED
     ROWS: tl.constexpr = DIVISION[0]
     BLOCK: tl.constexpr = DIVISION[2]
-    path = tl.program_id(1)
+    path = path_of_program(PATHS)
     within = tl.arange(0, BLOCK)
     channel = tl.program_id(0) % NORMS * NORMED + within
     row, video, token, real = rows_of_tile(tl.program_id(0) // NORMS, rows, tokens, ROWS)

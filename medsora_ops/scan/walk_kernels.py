@@ -15,6 +15,15 @@ import triton.language as tl
 
 
 @triton.jit
+def path_of_program(PATHS: tl.constexpr):
+    """Several paths of one launch lie along the grid's third axis."""
+    if PATHS == 1:
+        return 0
+    else:
+        return tl.program_id(2)
+
+
+@triton.jit
 def row_starts(rows, walk, back):
     """Addresses of the rows `back` steps before each token, and whether there is one. 64-bit: batches pass 2^31."""
     pointer, video_stride, token_stride = rows

@@ -51,13 +51,14 @@ def test_addresses_beyond_two_to_the_31(device, video_stride, token_stride, vide
 
 
 def test_large_numbers_of_programs_are_on_the_first_axis_and_nothing_tunes_itself():
-    """Axes y and z of a grid end at 65,535: y counts the runs of a sequence, z nothing. First calls must not tune."""
+    """Axes y and z of a grid end at 65,535: y counts the runs of a sequence, z the paths of a call. First calls
+    must not tune."""
     assert runs.MOST <= 65_535
     for path in KERNELS:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 if node.func.attr in ("program_id", "num_programs"):
-                    assert ast.literal_eval(node.args[0]) in (0, 1), path
+                    assert ast.literal_eval(node.args[0]) in (0, 1, 2), path
                 assert node.func.attr not in ("autotune", "atomic_add", "atomic_cas"), path
 
 
