@@ -63,8 +63,8 @@ def compiling(architecture: str, processors: int = 2) -> Iterator[list[Compiled]
 
 
 def distinct(compiled: Sequence[Compiled]) -> list[Compiled]:
-    """One of each that differs in name or in what it was specialised by."""
-    return list({(one.name, str(one.options)): one for one in compiled}.values())
+    """One of each that Triton tells from the others."""
+    return list({one.kernel.hash: one for one in compiled}.values())
 
 
 def on_device(x: torch.Tensor):

@@ -28,7 +28,7 @@ def warmup(
 ) -> int:
     """Compile what `path_scan` launches for these paths, taken together in one call, and its gradient. Nothing runs.
 
-    Long sequences are cut into runs where a call has too few to fill the device, so both ways are compiled.
+    How long sequences are launched depends on how far they fill the device, so all ways are compiled.
 
     paths: over one grid. width: E. head_dim, groups, bidirectional, norm_group_size: as in `path_scan`. state: N.
     taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters.
@@ -43,13 +43,15 @@ def warmup(
     if launch.INTERPRETED or device.type != "cuda" or launch.unavailable():
         return 0
     device, compiled = _indexed(device), []
-    for processors in (1, launch.multiprocessors(device)):  # a call that fills the device, and one that does not
+    processors = launch.multiprocessors(device)
+    while processors:  # from a call that leaves most of the device empty to one that fills it many times over
         with torch.cuda.device(device), launch.compiling(launch.architecture(device), processors) as found:
             describe(
                 tuple(paths), width, head_dim, state, groups, taps, bidirectional, norm_group_size, conv_bias, dtype,
                 parameters, backward,
             )  # fmt: skip
         compiled += found
+        processors //= 2
     return len(launch.distinct(compiled))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,7 +32,6 @@ class ChunkConfig:
     conv_channels: int = 64
     registers: int | None = None
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019  asked often at every call, of few configurations, which are values
     def blocks(self, head_dim: int, state: int) -> tuple[int, int, int]:
         return self.tokens, min(self.channels, block(head_dim)), block(state)
 

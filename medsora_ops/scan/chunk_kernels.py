@@ -12,7 +12,8 @@ A head's channels are independent given the scores, so a wide head is cut among 
     BLOCKS   tokens of a chunk, channels of a program, numbers of the state; powers of two, 16 at least
     states   (programs, segments, channels, state) float32, at the start of every SEGMENT-th chunk, for the way back
 
-One launch takes all PATHS of a call, along the grid's third axis; tuples hold what differs from path to path.
+One launch takes PATHS paths, along the grid's third axis; tuples hold what differs from one to the other. Those of
+longer sequences have fewer of them than the grid has room for.
 
 Where that would be too few programs, each sequence is cut into runs of run_segments segments, each taken by a program,
 in two launches of the same kernel with one of run_kernels.py between them. The grid's second axis counts runs: numbers
@@ -268,7 +269,7 @@ def pick_rows(path, rows):
     return pick(path, pointers), pick(path, video_strides), pick(path, token_strides)
 
 
-@triton.jit(do_not_specialize=["positions", "lengths", "sequences", "strides", "segments", "run_segments"])
+@triton.jit(do_not_specialize=["positions", "run_segments"])
 def path_scan_chunk_fwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_outs,
     states, boundaries, decays, tables, lengths, sequences, strides, segments, run_segments,
@@ -295,7 +296,7 @@ def path_scan_chunk_fwd_kernel(
     per_video, stride = pick(path, sequences), pick(path, strides)
     begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
-    if PATHS > 1:  # paths of longer sequences have fewer of them than the grid has room for
+    if PATHS > 1:
         end = tl.where(sequence < positions // length * DIRECTIONS, end, 0)
     direction = sequence % DIRECTIONS
     if y is not None:
@@ -319,8 +320,8 @@ def path_scan_chunk_fwd_kernel(
     for first in tl.range(begin, end, BLOCK_T, disable_licm=True):
         walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
         if states is not None:
-            at = pick(path, states)
-            store_state(at, tl.program_id(0), first, pick(path, segments), state, SEGMENT, BLOCKS)
+            kept = pick(path, states)
+            store_state(kept, tl.program_id(0), first, pick(path, segments), state, SEGMENT, BLOCKS)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)

@@ -2,19 +2,19 @@
 
 Two launches for all paths, back three and one a path. Of those back, each needs all of the one before: the scans again,
 with the sums that the norms are made of; the way back through norm, gate and scans; through the convolution, path by
-path, for all add to the same rows; and the sums of the gradients of parameters. A path whose sequences are cut into
-runs, as in chunk_launch.py, goes alone.
+path, for all add to the same rows; and the sums of the gradients of parameters. Paths go alone where their sequences
+are cut into runs, as in chunk_launch.py, and where they are so much work that a launch does not show but scratch does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch, on_device, sparing
+from medsora_ops.launch import launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.chunk_config import (
     BACKWARD,
     FORWARD,
@@ -26,6 +26,8 @@ from medsora_ops.scan.chunk_config import (
 )
 from medsora_ops.scan.runs import Runs, runs_of
 from medsora_ops.scan.sums import sum_rows
+
+TOGETHER = 32  # programs for each multiprocessor, of all paths, at most
 
 
 def path_scan_chunked(
@@ -45,7 +47,7 @@ def path_scan_chunked(
     norm_group_size: int,
     config: ChunkConfig | None = None,
 ) -> list[Tensor]:
-    """Arguments and results as the definition's in reference.py. Several paths: only where `whole` says yes of each.
+    """Arguments and results as the definition's in reference.py.
 
     Two launches without a cut. Scratch: what the scans give before their gate, (paths, directions, B, T, E).
     """
@@ -53,22 +55,29 @@ def path_scan_chunked(
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
     config = config or fitting(FORWARD, zxbcdt.dtype, mixer.sizes[3])
-    outputs = tuple(mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width) for _ in tables)
+    outputs: list[Tensor] = []
     with on_device(mixer.rows):
-        y = mixer.scan(config, mixer.runs(config))
-        tile, normed, _ = division = mixer.division(config)
-        launch(
-            _norm_kernels().path_scan_norm_fwd_kernel,
-            (ceil_div(mixer.positions, tile) * (mixer.width // normed), 1, mixer.paths),
-            *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
-            *(outputs, eps, mixer.positions, mixer.rows.shape[1]),
-            PATHS=mixer.paths,
-            DIRECTIONS=mixer.directions,
-            WIDTH=mixer.width,
-            DIVISION=division,
-            **config.row_options(),
-        )
-    return list(outputs)
+        for part in mixer.parts(config):
+            outputs += _forward(part, config)
+    return outputs
+
+
+def _forward(mixer: PathMixer, config: ChunkConfig) -> tuple[Tensor, ...]:
+    outputs = tuple(mixer.rows.new_empty(*mixer.rows.shape[:2], mixer.width) for _ in mixer.tables)
+    y = mixer.scan(config, mixer.runs(config))
+    tile, normed, _ = division = mixer.division(config)
+    launch(
+        _norm_kernels().path_scan_norm_fwd_kernel,
+        (ceil_div(mixer.positions, tile) * (mixer.width // normed), 1, mixer.paths),
+        *(y, mixer.rows, *mixer.rows.stride()[:2], mixer.parameters[-1]),
+        *(outputs, mixer.eps, mixer.positions, mixer.rows.shape[1]),
+        PATHS=mixer.paths,
+        DIRECTIONS=mixer.directions,
+        WIDTH=mixer.width,
+        DIVISION=division,
+        **config.row_options(),
+    )
+    return outputs
 
 
 def path_scan_chunked_backward(
@@ -99,30 +108,32 @@ def path_scan_chunked_backward(
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
     config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
-    runs = mixer.runs(config)
+    total, done = None, 0
     with on_device(mixer.rows):
-        states = mixer.states(config)
-        norm = (mixer.parameters[-1], mixer.norm_sums(config), mixer.eps)
-        of_outs = tuple(zip(*(_strided(whole_rows(grad)) for grad in grads), strict=True))
-        after, to_rows = (norm, of_outs), _strided(grad_rows)
-        y = mixer.scan(config, runs, states, after)
-        of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
-        of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
-        found = [None if p is None else mixer.scratch(*p.shape) for p in mixer.parameters]
-        sum_rows([*of_filters, *of_heads], found)
+        for part in mixer.parts(config):
+            of_paths = grads[done : done + part.paths]
+            found = _backward(part, config, of_paths, _strided(grad_rows), accumulate or done > 0)
+            total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
+            done += part.paths
+    return total
+
+
+def _backward(mixer: PathMixer, config: ChunkConfig, grads, to_rows, accumulate: bool) -> list[Tensor]:
+    runs, states = mixer.runs(config), mixer.states(config)
+    norm = (mixer.parameters[-1], mixer.norm_sums(config), mixer.eps)
+    after = norm, tuple(zip(*(_strided(whole_rows(grad)) for grad in grads), strict=True))
+    y = mixer.scan(config, runs, states, after)
+    of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
+    of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
+    found = [None if p is None else mixer.scratch(*p.shape) for p in mixer.parameters]
+    sum_rows([*of_filters, *of_heads], found)
     return [p for p in found if p is not None]
 
 
-def whole(rows: Tensor, parameters, table: Tensor, stride: int, *settings, config: ChunkConfig) -> bool:
-    """Whether the path's sequences are many, or short, enough not to be cut into runs."""
-    mixer = PathMixer.of(rows, parameters, [table], [stride], *settings)
-    return runs_of(config, mixer.programs_of(config)[0], mixer.lengths[0], rows.device)[0] == 1
-
-
 def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, states, to_rows, accumulate: bool):
-    """y becomes the gradient of x, and z of to_rows, the first direction's share, is written.
+    """y becomes the gradient of x, and z of to_rows, the first path's and direction's share, is written.
 
-    Returns shares of the gradients of z (the second direction's), of B and C, of dt; of dt_bias, A, D and norm_weight.
+    Returns shares of the gradients of z (all others), of B and C, of dt; of dt_bias, A, D and norm_weight.
     """
     (heads, head_dim, groups, state, _), blocks, counts = mixer.sizes, mixer.blocks(config), mixer.programs_of(config)
     parts, workers = ceil_div(head_dim, blocks[1]), sum(counts) * runs.count
@@ -152,7 +163,7 @@ def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, s
         *(*mixer.given(5), y, mixer.positions, *after, to_rows),
         *(states, runs.boundaries, *config.kept(workers, blocks, mixer.rows)),
         *(mixer.rows.new_empty(workers, _stashed(blocks)), *of_rows, of_A, of_D, of_bias, of_norm),
-        *(*mixer.places, tuple(sum(counts[:i]) for i in range(len(counts))), mixer.segments(config), runs.segments),
+        *(*mixer.places, mixer.segments(config), runs.segments),
         PATHS=mixer.paths,
         CUT=runs.cut,
         NORMED=mixer.normed(config),
@@ -164,7 +175,7 @@ def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, s
 
 
 def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, of_rows, to_rows, accumulate: bool):
-    """x, B, C and dt of to_rows are written. Returns each program's share of the gradients of weights and biases."""
+    """x, B, C and dt of to_rows are written, z is completed. Returns programs' shares of the filters' gradients."""
     mixed, taps = mixer.parameters[0].shape
     heads, head_dim, *_ = mixer.sizes
     videos, (of_z, of_BC, of_dt) = mixer.rows.shape[0], of_rows
@@ -209,7 +220,7 @@ def _stashed(blocks) -> int:
 
 @dataclass(frozen=True)
 class PathMixer:
-    """One call of `path_scan` along paths that are launched together: its tensors and sizes."""
+    """One call of `path_scan`, or the part of it along some of its paths: its tensors and sizes."""
 
     rows: Tensor
     parameters: tuple[Tensor | None, ...]
@@ -231,6 +242,19 @@ class PathMixer:
         lengths = tuple(table.shape[0] for table in tables)
         along = tuple(tables), tuple(strides), lengths, tuple(rows.shape[1] // length for length in lengths)
         return cls(rows, parameters, *along, sizes, directions, eps, norm_group_size)
+
+    def parts(self, config: ChunkConfig) -> list[PathMixer]:
+        """Of the paths that are launched together: all of them, or each alone."""
+        programs, device = sum(self.programs_of(config)), self.rows.device
+        if self.paths == 1 or programs <= TOGETHER * multiprocessors(device) and all(
+            runs_of(config, programs, length, device)[0] == 1 for length in self.lengths
+        ):  # fmt: skip
+            return [self]
+        along = zip(self.tables, self.strides, self.lengths, self.sequences, strict=True)
+        return [
+            replace(self, tables=(table,), strides=(stride,), lengths=(length,), sequences=(sequences,))
+            for table, stride, length, sequences in along
+        ]
 
     @property
     def paths(self) -> int:
@@ -306,6 +330,9 @@ class PathMixer:
         return tuple(self.scratch(count, each, *state) for count, each in zip(counts, segments, strict=True))
 
     def runs(self, config: ChunkConfig) -> Runs:
+        """Of a path that goes alone; others are not cut."""
+        if self.paths > 1:
+            return Runs(1, 0, None, None)
         return Runs.of(config, self.blocks(config), self.programs_of(config)[0], self.lengths[0], self.rows)
 
     def scan(self, config: ChunkConfig, runs: Runs, states=None, after=(None, None)) -> Tensor:

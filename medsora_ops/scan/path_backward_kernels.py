@@ -23,25 +23,22 @@ from medsora_ops.scan.chunk_kernels import (
     walk_steps,
 )
 from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
-from medsora_ops.scan.walk_kernels import convolved, path_of_program, row_starts, rows_before
+from medsora_ops.scan.walk_kernels import convolved, path_of_program, row_starts, rows_before, sequences_before
 from medsora_ops.triton_math import pick, sigmoid, silu_slope
 
 
-@triton.jit(
-    do_not_specialize=["positions", "lengths", "sequences", "strides", "first_programs", "segments", "run_segments"]
-)
+@triton.jit(do_not_specialize=["positions", "run_segments"])
 def path_scan_chunk_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, y, positions, norm, of_outs, grad_rows,
     states, boundaries, held, kept, stash, of_z, of_BC, of_dt, of_A, of_D, of_bias, of_norm,
-    tables, lengths, sequences, strides, first_programs, segments, run_segments,
+    tables, lengths, sequences, strides, segments, run_segments,
     PATHS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr, SEGMENT: tl.constexpr,
     CUT: tl.constexpr, NORMED: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Programs, norm and of_outs as in path_scan_chunk_fwd_kernel; first_programs counts the real ones over all paths.
-    of_A, of_D, of_bias: (sequences, directions, parts, runs, heads) float32; of_norm, of the norm's weights:
-    (sequences, directions, runs, E) float32; all paths' sequences, one path behind the other. boundaries: as in
-    ssd_scan_bwd_kernel. grad_rows: (pointer, video stride, token stride); z there is written, or with ACCUMULATE added
-    to.
+    """Programs, norm and of_outs as in path_scan_chunk_fwd_kernel. of_A, of_D, of_bias: (sequences, directions, parts,
+    runs, heads) float32; of_norm, of the norm's weights: (sequences, directions, runs, E) float32; the sequences of one
+    path behind those of the other, in scratch too. boundaries: as in ssd_scan_bwd_kernel. grad_rows: (pointer, video
+    stride, token stride); z there is written, or with ACCUMULATE added to.
 
     stash: (programs, tokens * 2 (channels + state)) in the rows' type. What a chunk's x, B and C are after convolution
     and SiLU, and the gradient of its y, lie there, so that each product finds them in memory, by addresses that take
@@ -69,8 +66,8 @@ def path_scan_chunk_bwd_kernel(
     path_plane = path * DIRECTIONS + direction
     tokens = tl.cast(per_video * length, tl.int64)
     program = tl.program_id(0).to(tl.int64)
-    first_program = pick(path, first_programs) if PATHS > 1 else 0
-    worker = program + first_program
+    first_sequence = sequences_before(path, lengths, positions, PATHS) * DIRECTIONS
+    worker = program + first_sequence * (HEADS * PARTS)
     first_segment, behind = 0, pick(path, segments)
     if CUT is not None:
         worker = program * tl.num_programs(1) + tl.program_id(1)
@@ -164,7 +161,7 @@ def path_scan_chunk_bwd_kernel(
             at, _ = row_starts(of_steps, walk, 0)
             tl.store(at + head, of_step, mask=inside)
             tl.debug_barrier()  # before the next chunk, or segment, writes the scratch anew
-    norm_row = sequence.to(tl.int64) + first_program // (HEADS * PARTS)
+    norm_row = sequence.to(tl.int64) + first_sequence
     row = norm_row * PARTS + part
     if CUT is not None:
         row = row * tl.num_programs(1) + tl.program_id(1)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+MOST = 6  # sources
 
-@triton.jit(do_not_specialize=["counts", "widths", "first_programs"])
+
+@triton.jit(do_not_specialize=[f"count_{k}" for k in range(MOST)])
 def scan_sum_rows_kernel(
-    sources, strides, outs, counts, widths, first_programs,
+    sources, strides, outs, widths, first_programs, count_0, count_1, count_2, count_3, count_4, count_5,
     BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """outs[k] (widths[k]) = sums, in float32, of counts[k] rows of widths[k] numbers, strides[k] apart in sources[k].
+    """outs[k] (widths[k]) = sums, in float32, of count_k rows of widths[k] numbers, strides[k] apart in sources[k].
 
-    Programs from first_programs[k] on take BLOCK columns each of sources[k].
+    Programs from first_programs[k] on take BLOCK columns each of sources[k]. The counts, which the batch decides, are
+    no tuple, for Triton specialises the numbers of a tuple, whatever it is told.
     """
+    counts = (count_0, count_1, count_2, count_3, count_4, count_5)
     for k in tl.static_range(len(outs)):
         block = tl.program_id(0) - first_programs[k]
         width = widths[k]

@@ -103,13 +103,13 @@ def norm_sum(sums, head, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     return tl.sum(tl.load(kept, mask=(which < SIZES[5])[:, None], other=0.0), axis=0)
 
 
-@triton.jit(do_not_specialize=["lengths", "sequences", "strides", "first_tiles", "tiles", "videos"])
+@triton.jit(do_not_specialize=["tiles", "videos"])
 def path_scan_tile_fwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
-    outs, out_video_stride, tables, lengths, sequences, strides, first_tiles, tiles, videos, gated, squares,
+    outs, out_video_stride, tables, lengths, sequences, strides, tiles, videos, gated, squares,
     DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """One launch for all paths: tile t belongs to the last path whose first tile is not after it."""
+    """One launch for all paths: their tiles, one path's behind the other's."""
     HEADS: tl.constexpr = SIZES[0]
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
@@ -124,10 +124,12 @@ def path_scan_tile_fwd_kernel(
     gated += program * DIRECTIONS * BLOCK_T * WIDTH
     squares += program * DIRECTIONS * HEADS * BLOCK_T
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
-        path = 0
-        for p in tl.static_range(1, len(first_tiles)):
-            path += (tile >= first_tiles[p]).to(tl.int32)
-        place_of_tile = tile - pick(path, first_tiles), pick(path, tables), pick(path, lengths)
+        path, first, end = 0, 0, 0
+        for p in tl.static_range(1, len(lengths)):
+            end += tl.cdiv(videos * sequences[p - 1], BLOCK_T // lengths[p - 1])
+            path += (tile >= end).to(tl.int32)
+            first = tl.where(tile >= end, end, first)
+        place_of_tile = tile - first, pick(path, tables), pick(path, lengths)
         place_of_path = pick(path, sequences), pick(path, strides), videos
         for direction in tl.range(DIRECTIONS, disable_licm=True):
             walk = packed_walk(*place_of_tile, *place_of_path, direction == 1, BLOCK_T)

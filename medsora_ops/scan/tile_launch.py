@@ -84,14 +84,13 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
     kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
     gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=kept)
     squares = rows.new_empty(programs * mixer.directions * config.tokens * mixer.heads, dtype=torch.float32)
-    first_tiles = tuple(sum(tiles[:i]) for i in range(len(tiles)))
     with on_device(rows):
         launch(
             _tile_kernels().path_scan_tile_fwd_kernel,
             programs,
             *(rows, *rows.stride()[:2], *parameters, mixer.eps),
             *(tuple(outputs), tokens * mixer.width, tuple(offsets), lengths, sequences, tuple(strides)),
-            *(first_tiles, sum(tiles), videos, gated, squares),
+            *(sum(tiles), videos, gated, squares),
             **mixer.constants(config),
             **config.options(),
             **(sparing(rows.device) if rows.dtype == torch.float32 else {}),

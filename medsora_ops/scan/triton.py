@@ -34,7 +34,7 @@ def path_scan(zxbcdt: Tensor, *arguments) -> list[Tensor]:
         config = _config("path_scan_tile_fwd", tile_launch.FORWARD, rows, tables, mixer)
         for i, out in zip(short, tile_launch.forward(rows, parameters, tables, steps, mixer, config), strict=True):
             outputs[i] = out
-    for config, paths in _together("path_scan_chunk_fwd", FORWARD, rows, parameters, offsets, strides, long, settings):
+    for config, paths in _by_config("path_scan_chunk_fwd", FORWARD, rows, parameters, offsets, long, settings):
         along = [offsets[i] for i in paths], [strides[i] for i in paths], *settings
         found = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=config)
         for i, out in zip(paths, found, strict=True):
@@ -56,7 +56,7 @@ def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> l
         config = _config("path_scan_tile_bwd", tile_launch.BACKWARD, rows, tables, mixer)
         of_paths = [grads[i] for i in short]
         totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config)
-    for config, paths in _together("path_scan_chunk_bwd", BACKWARD, rows, parameters, offsets, strides, long, settings):
+    for config, paths in _by_config("path_scan_chunk_bwd", BACKWARD, rows, parameters, offsets, long, settings):
         of_paths = [grads[i] for i in paths]
         along = [offsets[i] for i in paths], [strides[i] for i in paths], *settings
         found = chunk_path_launch.path_scan_chunked_backward(
@@ -77,20 +77,15 @@ def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer
     return choose(kernel, default, rows, max(t.shape[0] for t in tables), mixer.head_dim, mixer.state)
 
 
-def _together(
-    kernel: str, default: ChunkConfig, rows: Tensor, parameters, offsets, strides, long: Sequence[int], settings
-) -> list[tuple[ChunkConfig, list[int]]]:
-    """Which long paths are launched together, and how they are cut. One whose sequences are cut into runs is alone."""
+def _by_config(kernel: str, default: ChunkConfig, rows: Tensor, parameters, offsets, long: Sequence[int], settings):
+    """Pairs of how long paths are cut, and which are cut so."""
     head_dim, groups, *_ = settings
     state = _state(parameters[0], parameters[5], groups)
-    found: dict[tuple, list[int]] = {}
+    default, found = _default(default, rows, state), {}
     for i in long:
-        config = choose(kernel, _default(default, rows, state), rows, offsets[i].shape[0], head_dim, state)
-        alone = len(long) == 1 or not chunk_path_launch.whole(
-            rows, parameters, offsets[i], strides[i], *settings, config=config
-        )
-        found.setdefault((config, i if alone else None), []).append(i)
-    return [(config, paths) for (config, _), paths in found.items()]
+        config = choose(kernel, default, rows, offsets[i].shape[0], head_dim, state)
+        found.setdefault(config, []).append(i)
+    return found.items()
 
 
 def _default(config: ChunkConfig, x: Tensor, state: int) -> ChunkConfig:

@@ -16,11 +16,20 @@ import triton.language as tl
 
 @triton.jit
 def path_of_program(PATHS: tl.constexpr):
-    """Several paths of one launch lie along the grid's third axis."""
+    """The paths of one launch lie along the grid's third axis."""
     if PATHS == 1:
         return 0
     else:
         return tl.program_id(2)
+
+
+@triton.jit
+def sequences_before(path, lengths, positions, PATHS: tl.constexpr):
+    """Of all videos: how many sequences the paths before this one have. positions: videos * tokens."""
+    before = 0
+    for p in tl.static_range(PATHS - 1):
+        before += tl.where(path > p, positions // lengths[p], 0)
+    return before
 
 
 @triton.jit

@@ -269,20 +269,18 @@ def test_paths_together(device, segment, change):
     )
 
 
-@pytest.mark.parametrize(("splits", "paths_of_calls"), [(1, [3]), (2, [1, 1, 1])])
-def test_long_paths_of_a_call(device, splits, paths_of_calls, monkeypatch):
-    """Beside a short one: together, or each alone where sequences are cut into runs."""
+@pytest.mark.parametrize(("splits", "most", "wanted"), [(1, 32, [3]), (2, 32, [1, 1, 1]), (1, 0, [1, 1, 1])])
+def test_long_paths_of_a_call(device, splits, most, wanted, monkeypatch):
+    """Beside a short one: together, or each alone where sequences are cut into runs or are much work."""
     case = Case(kinds=("fw", "fh", "hw", "raster"), grid=(2, 2, 35), heads=1, bidirectional=False)
     assert [path.length for path in case.paths] == [70, 4, 70, 140]
-    calls = []
-    for name in ("path_scan_chunked", "path_scan_chunked_backward"):
-        run = getattr(chunk_path_launch, name)
-        counted = lambda *a, run=run, **b: calls.append(len(a[-7])) or run(*a, **b)  # noqa: E731  tables
-        monkeypatch.setattr(chunk_path_launch, name, counted)
+    launch, seen = chunk_path_launch.launch, []
+    monkeypatch.setattr(chunk_path_launch, "launch", lambda *a, **b: seen.append(b) or launch(*a, **b))
+    monkeypatch.setattr(chunk_path_launch, "TOGETHER", most)
     small = ChunkConfig(tokens=32, segment=1, splits=splits)
     monkeypatch.setattr(triton, "choose", lambda kernel, default, *_: small if "chunk" in kernel else default)
     check(case, device)
-    assert calls == paths_of_calls * 4  # forward and back, twice
+    assert [options["PATHS"] for options in seen if "DIVISION" in options] == wanted * 2  # norms, of two calls
 
 
 @pytest.mark.parametrize(
