@@ -24,7 +24,7 @@ from medsora_ops.scan.chunk_kernels import (
 )
 from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
 from medsora_ops.scan.walk_kernels import convolved, path_of_program, row_starts, rows_before, sequences_before
-from medsora_ops.triton_math import pick, sigmoid, silu_slope
+from medsora_ops.triton_math import anew, pick, sigmoid, silu_slope
 
 
 @triton.jit(do_not_specialize=["positions", "run_segments"])
@@ -141,8 +141,8 @@ def path_scan_chunk_bwd_kernel(
                 store_rows(grad_rows, walk, of_x, wanted, dz, ACCUMULATE)
             elif of_z is not None:
                 other = of_z
-                if PATHS * DIRECTIONS > 2:
-                    other += (path_plane - 1).to(tl.int64) * positions * WIDTH
+                if PATHS * DIRECTIONS > 2:  # added here and now: before the loop it would take up registers
+                    other = anew(of_z) + (path_plane - 1).to(tl.int64) * positions * WIDTH
                 store_rows((other, tokens * WIDTH, WIDTH), walk, of_x, wanted, dz, False)
             y_stash = stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
             tl.store(y_stash[:, None] + p[None, :], dy.to(OPERANDS))
