@@ -49,7 +49,7 @@ def path_scan_chunked(
 ) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py.
 
-    Two launches without a cut. Scratch: what the scans give before their gate, (paths, directions, B, T, E).
+    Two launches for paths that go together, without a cut. Scratch: what the scans give before their gate, (paths, directions, B, T, E).
     """
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
@@ -99,11 +99,11 @@ def path_scan_chunked_backward(
     """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
-    Three launches without a cut, and one a path. Scratch, for each path, token and direction, in the type of y
-    (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of dB and dC; E more but for
-    the first, a share of dz; and 2 heads float32 for the norms; for each of the sequences * directions * heads programs
-    length / (tokens * segment) states in float32, and a segment of states, in the type of the rows, for each of its
-    runs.
+    For paths that go together three launches without a cut, and one a path. Scratch, for each of these, token and
+    direction, in the type of y (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of
+    dB and dC; E more but for the first, a share of dz; and 2 heads float32 for the norms; for each of the sequences *
+    directions * heads programs length / (tokens * segment) states in float32, and a segment of states, in the type of
+    the rows, for each of its runs.
     """
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
