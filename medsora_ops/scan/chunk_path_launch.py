@@ -49,7 +49,8 @@ def path_scan_chunked(
 ) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py.
 
-    Two launches for paths that go together, without a cut. Scratch: what the scans give before their gate, (paths, directions, B, T, E).
+    Two launches for paths that go together, without a cut. Scratch: what their scans give before the gate, (paths,
+    directions, B, T, E).
     """
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
