@@ -70,16 +70,12 @@ def anew(pointer):
 
 
 @triton.jit
-def tf32_parts(x):
-    """Two numbers of tf32 whose sum is x to float32: x rounded, and what that leaves.
-
-    Opaque, as `settled`. Triton's own "tf32x3" takes operands apart in the layout of the product; each thread then
-    holds them three times at once, and registers run out.
-    """
+def tf32(x, rest):
+    """x rounded to tf32, or, if `rest`, what that leaves of it; their sum is x to float32. Opaque, as `settled`."""
     rounded = tl.inline_asm_elementwise(
         "cvt.rna.tf32.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1
     )  # fmt: skip
-    return rounded, settled(x - rounded)
+    return settled(tl.where(rest, x - rounded, rounded))
 
 
 @triton.jit
@@ -93,12 +89,14 @@ def matmul(a, b, OPERANDS: tl.constexpr):
     elif OPERANDS != tl.float32:
         return tl.dot(a.to(OPERANDS), b.to(OPERANDS))
     elif is_cuda():
-        a, rest_of_a = tf32_parts(a.to(tl.float32))
-        b, rest_of_b = tf32_parts(b.to(tl.float32))
-        rest = tl.dot(rest_of_a, b, input_precision="tf32")
-        rest = tl.dot(a, rest_of_b, rest, input_precision="tf32")
+        # A loop, for the compiler takes products that follow each other in one block for a chain, and has all warps
+        # hold, on Ampere also compute, the same; and with operands' parts held one at a time registers do not run out.
+        a, b = a.to(tl.float32), b.to(tl.float32)
+        rest = tl.zeros([a.shape[0], b.shape[1]], tl.float32)
+        for part in tl.range(2, disable_licm=True):
+            rest = tl.dot(tf32(a, part == 0), tf32(b, part == 1), rest, input_precision="tf32")
         rest = tl.where(rest == rest, rest, 0.0)  # of infinity, infinity is left NaN
-        return tl.dot(a, b, rest, input_precision="tf32")
+        return tl.dot(tf32(a, False), tf32(b, False), rest, input_precision="tf32")
     else:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
 

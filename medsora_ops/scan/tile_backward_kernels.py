@@ -10,9 +10,8 @@ another, add to the same rows of d(zxbcdt), always in one order.
     path          table of offsets, length, whether it is walked back
     scratch       y, later d(y), (BLOCK_T, E) of a float type of the host's choice; numbers; square: see
                   tile_scratch_kernels.py
-    sums          `found`, this program's row of sums for the parameters' gradients; where those of conv_weight,
-                  conv_bias, dt_bias, A, D, norm_weight begin in it; how often this program has added to it, and how
-                  often anyone to the tile's rows
+    sums          where this program sums the gradients of conv_weight, conv_bias, dt_bias, A, D, norm_weight; how often
+                  it has added to them, and how often anyone to the tile's rows
 
 SIZES and BLOCKS: tile_kernels.py.
 """
@@ -91,12 +90,12 @@ def convolution_back(
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     TAPS: tl.constexpr = SIZES[4]
-    found, segments, visits, row_visits = sums
+    of_parameters, visits, row_visits = sums
     _, _, _, place, inside, length, _ = walk
     rows, filters = from_channel(tensors[0], parameters[0], first, TAPS)
     weights, biases = filters
     to_rows, _ = from_channel(tensors[1], parameters[0], first, TAPS)
-    of_weights, of_biases = found + segments[0] + first * TAPS, found + segments[1] + first
+    of_weights, of_biases = of_parameters[0] + first * TAPS, of_parameters[1] + first
     channel = tl.arange(0, grad.shape[1])
     grad = tl.where(inside[:, None], grad * silu_slope(before, gate), 0.0)
     row = tl.arange(0, grad.shape[0])
@@ -169,7 +168,7 @@ def norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES: tl.
     given, to_rows, of_results = tensors
     filters, _, _, _, norm_weight = parameters
     y_kept, numbers, _ = scratch
-    found, segments, visits, row_visits = sums
+    of_parameters, visits, row_visits = sums
     for norm in tl.range(SIZES[0] // SIZES[5], disable_licm=True):
         squares = numbers + NAMED * BLOCK_T
         # out = u r w, r = (mean u^2 + eps)^(-1/2)
@@ -190,7 +189,7 @@ def norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES: tl.
             u = y * z * gate
             of_out = rows_before(of_results_x, walk, channel, wanted, 0)
             of_weight = tl.sum(of_out * u * r[:, None], axis=0)
-            add_to(found + segments[5] + first + channel, of_weight, wanted, visits)
+            add_to(of_parameters[5] + first + channel, of_weight, wanted, visits)
             weight = tl.load(norm_weight + first + channel, mask=wanted, other=0.0).to(tl.float32)
             of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
             # u = y silu(z)
@@ -208,7 +207,7 @@ def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.con
     given = tensors[0]
     filters, dt_bias, A, D, _ = parameters
     y_kept, numbers, square = scratch
-    found, segments, visits, _ = sums
+    of_parameters, visits, _ = sums
     rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
     walk = kept_walk(numbers, path, BLOCK_T)
     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
@@ -238,7 +237,7 @@ def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.con
         of_step += tl.sum(of_stepped * x, axis=1)
         of_x = skip * of_y + kept(numbers, STEP, BLOCK_T)[:, None] * of_stepped
         convolution_back(of_x, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES)
-    add_number(found + segments[4] + head, tl.sum(of_skip), visits)
+    add_number(of_parameters[4] + head, tl.sum(of_skip), visits)
     keep(numbers, OF_STEP, of_step)
     tl.debug_barrier()
 
@@ -255,7 +254,7 @@ def head_back_to_steps(head, tensors, parameters, path, scratch, sums, SIZES: tl
     given, to_rows, _ = tensors
     _, dt_bias, A, _, _ = parameters
     y_kept, numbers, square = scratch
-    found, segments, visits, row_visits = sums
+    of_parameters, visits, row_visits = sums
     of_products = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
     for start in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
         channel = tl.arange(0, BLOCKS[4])
@@ -274,10 +273,10 @@ def head_back_to_steps(head, tensors, parameters, path, scratch, sums, SIZES: tl
     tl.debug_barrier()
     walk = kept_walk(numbers, path, BLOCK_T)
     step, of_sum = kept(numbers, STEP, BLOCK_T), kept(numbers, OF_SUM, BLOCK_T)
-    add_number(found + segments[3] + head, tl.sum(of_sum * step), visits)
+    add_number(of_parameters[3] + head, tl.sum(of_sum * step), visits)
     of_step = kept(numbers, OF_STEP, BLOCK_T) + tl.load(A + head).to(tl.float32) * of_sum
     of_step *= sigmoid(head_steps(given, walk, dt_bias, head, SIZES))
-    add_number(found + segments[2] + head, tl.sum(of_step), visits)
+    add_number(of_parameters[2] + head, tl.sum(of_step), visits)
     add_to_column(to_rows, walk, DT + head, of_step, row_visits)
     return of_scores
 
@@ -333,10 +332,13 @@ def scan_back(tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLO
 def path_scan_tile_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
     grad, grad_video_stride, grad_token_stride, grad_rows, grad_rows_video_stride, grad_rows_token_stride,
-    table, length, sequences, stride, tiles, videos, earlier_paths, y, numbers, square, found, segments, found_width,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
+    table, length, sequences, stride, tiles, videos, earlier_paths, y, numbers, square, found, found_width,
+    SEGMENTS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """One path. earlier_paths: add to grad_rows, which an earlier path has written. found: (programs, found_width)."""
+    """One path. earlier_paths: add to grad_rows, which an earlier path has written. found: (programs, found_width)
+
+    sums for the parameters' gradients, each parameter's from one of SEGMENTS on.
+    """
     BLOCK_T: tl.constexpr = BLOCKS[0]
     AT_A_TIME: tl.constexpr = max(BLOCKS[2], BLOCKS[4])
     NUMBERS: tl.constexpr = NAMED + 2 * SIZES[0] + AT_A_TIME
@@ -353,16 +355,21 @@ def path_scan_tile_bwd_kernel(
         square + program * BLOCK_T * (2 * BLOCK_T + BLOCKS[1]),
     )
     found += program * found_width
+    of_parameters = (found + SEGMENTS[0], found + SEGMENTS[1], found + SEGMENTS[2], found + SEGMENTS[3])
+    of_parameters += (found + SEGMENTS[4], found + SEGMENTS[5])
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         for direction in tl.range(DIRECTIONS, disable_licm=True):
             reverse = direction == 1
             path = (table, length, reverse)
-            keep_walk(scratch[1], packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T))
-            sums = (found, segments, tile - tl.program_id(0) + direction, direction + earlier_paths)
-            tl.debug_barrier()
-            y_and_norm_sums(tensors, parameters, path, scratch, SIZES, BLOCKS)
-            tl.debug_barrier()
-            norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES, BLOCKS)
-            tl.debug_barrier()
-            scan_back(tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
-            tl.debug_barrier()  # the next direction or tile adds to the same rows and writes the scratch anew
+            sums = (of_parameters, tile - tl.program_id(0) + direction, direction + earlier_paths)
+            # As the turns of one loop, none keeps what another computes, such as addresses, in registers.
+            for turn in tl.range(4, disable_licm=True):
+                if turn == 0:
+                    keep_walk(scratch[1], packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T))
+                elif turn == 1:
+                    y_and_norm_sums(tensors, parameters, path, scratch, SIZES, BLOCKS)
+                elif turn == 2:
+                    norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES, BLOCKS)
+                else:
+                    scan_back(tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
+                tl.debug_barrier()  # the next turn reads the scratch; the next direction or tile writes it anew

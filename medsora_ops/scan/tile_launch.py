@@ -131,7 +131,8 @@ def backward(
                 programs[path],
                 *(*of_rows, grad, *grad.stride()[:2], *to_rows),
                 *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
-                *(y, numbers, square, found[sum(programs[:path]) :] if path else found, segments, width),
+                *(y, numbers, square, found[sum(programs[:path]) :] if path else found, width),
+                SEGMENTS=segments,
                 **options,
             )
         sum_rows([found[:, start:] for start, size in zip(segments, sizes, strict=True) if size], found_parameters)
