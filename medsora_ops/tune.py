@@ -36,9 +36,7 @@ def candidates(
 
     rooms = tile_launch if "tile" in kernel else chunk_config
     default = rooms.FORWARD if kernel.endswith("fwd") else rooms.BACKWARD
-    if "tile" in kernel:
-        default = tile_launch.fitting(default, dtype)
-    else:
+    if "tile" not in kernel:
         default = chunk_config.fitting(default, dtype, state, architecture)
     yield default
     if "tile" in kernel:

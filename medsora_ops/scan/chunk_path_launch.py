@@ -1,9 +1,9 @@
 """Launches of the kernels that walk chunk by chunk, for `path_scan` along paths of long sequences.
 
-Two launches for all paths, back three and one a path. Of those back, each needs all of the one before: the scans again,
-with the sums that the norms are made of; the way back through norm, gate and scans; through the convolution, path by
-path, for all add to the same rows; and the sums of the gradients of parameters. Paths go alone where their sequences
-are cut into runs, as in chunk_launch.py, and where they are so much work that a launch does not show but scratch does.
+Two launches for all paths, back four. Of those back, each needs all of the one before: the scans again, with the sums
+that the norms are made of; the way back through norm, gate and scans; through the convolution; and the sums, of the
+gradients of parameters, and of what paths find for the same rows. Paths go alone where their sequences are cut into
+runs, as in chunk_launch.py, and where they are so much work that a launch does not show but scratch does.
 """
 
 from __future__ import annotations
@@ -100,11 +100,11 @@ def path_scan_chunked_backward(
     """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
 
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
-    For paths that go together three launches without a cut, and one a path. Scratch, for each of these, token and
-    direction, in the type of y (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of
-    dB and dC; E more but for the first, a share of dz; and 2 heads float32 for the norms; for each of the sequences *
-    directions * heads programs length / (tokens * segment) states in float32, and a segment of states, in the type of
-    the rows, for each of its runs.
+    Four launches for paths that go together, without a cut. Scratch, for each of these, token and direction, in the
+    type of y (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of dB and dC; E more
+    but for the first, a share of dz; and 2 heads float32 for the norms; for each path but the first, and token, the
+    channels of the convolution; for each of the sequences * directions * heads programs length / (tokens * segment)
+    states in float32, and a segment of states, in the type of the rows, for each of its runs.
     """
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
@@ -125,9 +125,10 @@ def _backward(mixer: PathMixer, config: ChunkConfig, grads, to_rows, accumulate:
     after = norm, tuple(zip(*(_strided(whole_rows(grad)) for grad in grads), strict=True))
     y = mixer.scan(config, runs, states, after)
     of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
-    of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
+    of_others, of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
     found = [None if p is None else mixer.scratch(*p.shape) for p in mixer.parameters]
-    sum_rows([*of_filters, *of_heads], found)
+    convolved = to_rows[0][..., mixer.width : mixer.width + mixer.parameters[0].shape[0]]
+    sum_rows([*of_filters, *of_heads], found, of_others, convolved)
     return [p for p in found if p is not None]
 
 
@@ -176,37 +177,37 @@ def _through_scan(mixer: PathMixer, config: ChunkConfig, runs: Runs, y, after, s
 
 
 def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, of_rows, to_rows, accumulate: bool):
-    """x, B, C and dt of to_rows are written, z is completed. Returns programs' shares of the filters' gradients."""
+    """x, B, C and dt of to_rows are written, z is completed.
+
+    Returns what other paths than the first add to x, B and C; programs' shares of the filters' gradients.
+    """
     mixed, taps = mixer.parameters[0].shape
     heads, head_dim, *_ = mixer.sizes
-    videos, (of_z, of_BC, of_dt) = mixer.rows.shape[0], of_rows
+    videos, tokens, _ = mixer.rows.shape
     tiles = [
         videos * count * ceil_div(length, config.conv_tokens - taps + 1)
         for length, count in zip(mixer.lengths, mixer.sequences, strict=True)
     ]
-    workers = [min(count, config.row_programs) for count in tiles]
-    of_weight = mixer.scratch(sum(workers), mixed, taps)
-    of_bias = None if mixer.parameters[1] is None else mixer.scratch(sum(workers), mixed)
-    for path in range(mixer.paths):
-        first_share, shares = max(0, path * mixer.directions - 1), mixer.directions - (path == 0)
-        first_worker, columns = sum(workers[:path]), (mixed, heads, mixer.width if shares else 0)
-        launch(
-            _path_backward_kernels().path_scan_conv_bwd_kernel,
-            workers[path] * sum(ceil_div(width, config.conv_channels) for width in columns),
-            *(*mixer.given(2), y[path], mixer.positions),
-            *(of_z[first_share:] if shares else None, of_BC[path], of_dt[path]),
-            *(*to_rows, of_weight[first_worker:], None if of_bias is None else of_bias[first_worker:]),
-            *(*mixer.place(path), videos, workers[path]),
-            DIRECTIONS=mixer.directions,
-            SIZES=mixer.sizes,
-            PARTS=ceil_div(head_dim, mixer.blocks(config)[1]),
-            BLOCK_T=config.conv_tokens,
-            BLOCK_C=config.conv_channels,
-            Z_SHARES=shares,
-            ACCUMULATE=accumulate or path > 0,
-            **config.row_options(),
-        )
-    return of_weight, of_bias
+    workers = min(max(tiles), config.row_programs)
+    columns = (mixed, heads, mixer.width if mixer.paths * mixer.directions > 1 else 0)
+    of_others = y.new_empty(mixer.paths - 1, videos, tokens, mixed) if mixer.paths > 1 else None
+    of_weight = mixer.scratch(mixer.paths * workers, mixed, taps)
+    of_bias = None if mixer.parameters[1] is None else mixer.scratch(mixer.paths * workers, mixed)
+    launch(
+        _path_backward_kernels().path_scan_conv_bwd_kernel,
+        (workers * sum(ceil_div(width, config.conv_channels) for width in columns), 1, mixer.paths),
+        *(*mixer.given(2), y, mixer.positions, *of_rows, *to_rows, of_others, of_weight, of_bias),
+        *(*mixer.places, videos, workers),
+        PATHS=mixer.paths,
+        DIRECTIONS=mixer.directions,
+        SIZES=mixer.sizes,
+        PARTS=ceil_div(head_dim, mixer.blocks(config)[1]),
+        BLOCK_T=config.conv_tokens,
+        BLOCK_C=config.conv_channels,
+        ACCUMULATE=accumulate,
+        **config.row_options(),
+    )
+    return of_others, (of_weight, of_bias)
 
 
 def _strided(rows: Tensor) -> tuple[Tensor, int, int]:

@@ -184,20 +184,22 @@ def tile_walk(
     return (table, number // sequences, number % sequences * stride, place, inside, length, REVERSE)
 
 
-@triton.jit(do_not_specialize=["positions", "length", "sequences", "stride", "videos", "workers"])
+@triton.jit(do_not_specialize=["positions", "videos", "workers"])
 def path_scan_conv_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, y, positions, of_z, of_BC, of_dt,
-    grad_rows, grad_video_stride, grad_token_stride, of_weight, of_bias,
-    table, length, sequences, stride, videos, workers,
-    DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
-    Z_SHARES: tl.constexpr, ACCUMULATE: tl.constexpr,
+    grad_rows, grad_video_stride, grad_token_stride, of_others, of_weight, of_bias,
+    tables, lengths, sequences, strides, videos, workers,
+    PATHS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr, ACCUMULATE: tl.constexpr,
 ):  # fmt: skip
-    """Along one path: x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of
-    the filters; to z of grad_rows the path's Z_SHARES of of_z are added.
+    """x, B, C and dt of grad_rows, written or added to, and each program's share of the gradients of the filters; to z
+    of grad_rows the shares in of_z are added.
 
-    A program takes a block of channels and every workers-th tile of tokens, with both directions. A token's gradient
-    is gathered from those up to TAPS - 1 after it, so tiles overlap by that.
-    of_weight: (workers, channels of the convolution, taps); of_bias: (workers, channels).
+    A program takes a path, a block of channels and every workers-th tile of tokens, with both directions. A token's
+    gradient is gathered from those up to TAPS - 1 after it, so tiles overlap by that. Paths after the first have x, B
+    and C of their own, of_others (paths - 1, videos, tokens, channels of the convolution) in y's type, or None; dt and
+    z, where no token needs another, are all the first path's.
+    of_weight: (paths * workers, channels of the convolution, taps); of_bias: (paths * workers, channels).
     """
     HEADS: tl.constexpr = SIZES[0]
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
@@ -207,8 +209,12 @@ def path_scan_conv_bwd_kernel(
     OWN: tl.constexpr = BLOCK_T - TAPS + 1
     CONVOLVED: tl.constexpr = (MIXED + BLOCK_C - 1) // BLOCK_C
     STEPS: tl.constexpr = (HEADS + BLOCK_C - 1) // BLOCK_C
+    Z_SHARES: tl.constexpr = PATHS * DIRECTIONS - 1
     BLOCKS: tl.constexpr = CONVOLVED + STEPS + ((WIDTH + BLOCK_C - 1) // BLOCK_C if Z_SHARES > 0 else 0)
     SHARES: tl.constexpr = HEADS // SIZES[2] * PARTS
+    path = path_of_program(PATHS)
+    table, length = pick(path, tables), pick(path, lengths)
+    sequences, stride = pick(path, sequences), pick(path, strides)
     given = (rows, video_stride, token_stride)
     given_grad = (grad_rows, grad_video_stride, grad_token_stride)
     filters = (conv_weight, conv_bias)
@@ -229,10 +235,11 @@ def path_scan_conv_bwd_kernel(
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
             for direction in tl.static_range(DIRECTIONS):
                 walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, direction == 1)
-                of_x = (y + tl.cast(positions, tl.int64) * direction * WIDTH, tokens * WIDTH, WIDTH)
+                path_plane = path * DIRECTIONS + direction
+                of_x = (y + tl.cast(positions, tl.int64) * path_plane * WIDTH, tokens * WIDTH, WIDTH)
                 grad = rows_before(of_x, walk, channel, channel < WIDTH, 0)
                 for share in tl.range(0, shares, disable_licm=True):
-                    plane = tl.cast(share * DIRECTIONS + direction, tl.int64) * positions
+                    plane = tl.cast((path * SHARES + share) * DIRECTIONS + direction, tl.int64) * positions
                     of_share = (of_BC + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
                     grad += rows_before(of_share, walk, channel - WIDTH, wanted & (channel >= WIDTH), 0)
                 before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
@@ -248,18 +255,24 @@ def path_scan_conv_bwd_kernel(
                     weight = tl.load(conv_weight + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0)
                     total += weight.to(tl.float32)[None, :] * later
             walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
-            store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)
-        at = (worker.to(tl.int64) * MIXED + channel)[None, :]
+            if path == 0:
+                store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)
+            elif of_others is not None:
+                other = of_others + tl.cast(positions, tl.int64) * (path - 1) * MIXED
+                store_own((other, tokens * MIXED, MIXED), walk, channel, wanted, total, OWN, False)
+        at = ((path * workers + worker).to(tl.int64) * MIXED + channel)[None, :]
         tl.store(of_weight + at * TAPS + (TAPS - 1 - tap), sum_weight, mask=(tap < TAPS) & wanted[None, :])
         if conv_bias is not None:
             tl.store(of_bias + at + tap * 0, sum_weight, mask=(tap == TAPS) & wanted[None, :])
+    elif path > 0:
+        pass
     elif block < CONVOLVED + STEPS:
         head = (block - CONVOLVED) * BLOCK_C + tl.arange(0, BLOCK_C)
         for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
             number, first = tl.cast(tile // per_sequence, tl.int32), tile % per_sequence * OWN
             walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
-            for plane in tl.static_range(PARTS * DIRECTIONS):
+            for plane in tl.static_range(PATHS * PARTS * DIRECTIONS):
                 of_plane = (of_dt + tl.cast(positions, tl.int64) * (plane * HEADS), tokens * HEADS, HEADS)
                 total += rows_before(of_plane, walk, head, head < HEADS, 0)
             store_own(given_grad, walk, WIDTH + MIXED + head, head < HEADS, total, OWN, ACCUMULATE)

@@ -8,16 +8,42 @@ import triton.language as tl
 MOST = 6  # sources
 
 
-@triton.jit(do_not_specialize=[f"count_{k}" for k in range(MOST)])
+@triton.jit
+def add_planes(program, rows, planes, positions, tokens, PLANES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """To a tile of rows, as those of walk_kernels.py, the planes' of the same positions, in the planes' order."""
+    COUNT: tl.constexpr = PLANES[0]
+    COLUMNS: tl.constexpr = PLANES[1]
+    pointer, video_stride, token_stride = rows
+    row = tl.cast(program // tl.cdiv(COLUMNS, BLOCK), tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = program % tl.cdiv(COLUMNS, BLOCK) * BLOCK + tl.arange(0, BLOCK)
+    mask = (row < positions)[:, None] & (column < COLUMNS)[None, :]
+    at = pointer + (row // tokens * video_stride + row % tokens * token_stride)[:, None] + column[None, :]
+    total = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    for plane in tl.static_range(COUNT):
+        of_plane = planes + (row + tl.cast(positions, tl.int64) * plane)[:, None] * COLUMNS + column[None, :]
+        total += tl.load(of_plane, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, total.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["positions", "tokens", *(f"count_{k}" for k in range(MOST))])
 def scan_sum_rows_kernel(
     sources, strides, outs, widths, first_programs, count_0, count_1, count_2, count_3, count_4, count_5,
-    BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows, video_stride, token_stride, planes, first_adder, positions, tokens,
+    PLANES: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """outs[k] (widths[k]) = sums, in float32, of count_k rows of widths[k] numbers, strides[k] apart in sources[k].
 
     Programs from first_programs[k] on take BLOCK columns each of sources[k]. The counts, which the batch decides, are
     no tuple, for Triton specialises the numbers of a tuple, whatever it is told.
+
+    Programs from first_adder on add planes to rows, if there are any. PLANES: how many, and their columns.
     """
+    if rows is not None:
+        if tl.program_id(0) >= first_adder:
+            of_grid = rows, video_stride, token_stride
+            add_planes(
+                tl.program_id(0) - first_adder, of_grid, planes, positions, tokens, PLANES, BLOCK_ROWS, BLOCK
+            )  # fmt: skip
     counts = (count_0, count_1, count_2, count_3, count_4, count_5)
     for k in tl.static_range(len(outs)):
         block = tl.program_id(0) - first_programs[k]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,11 +36,6 @@ class TileConfig:
 
 FORWARD = TileConfig()
 BACKWARD = TileConfig(state=32)
-
-
-def fitting(config: TileConfig, dtype: torch.dtype) -> TileConfig:
-    """FORWARD or BACKWARD, cut smaller where its products would not fit registers. Measured nowhere."""
-    return replace(config, state=32) if dtype == torch.float32 else config  # a product takes three there
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,6 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             *(sum(tiles), videos, gated, squares),
             **mixer.constants(config),
             **config.options(),
-            **(sparing(rows.device) if rows.dtype == torch.float32 else {}),
         )
     return outputs
 

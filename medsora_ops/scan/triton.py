@@ -73,7 +73,6 @@ def _by_length(offsets, settings) -> tuple[list[int], list[int]]:
 
 
 def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer) -> TileConfig:
-    default = tile_launch.fitting(default, rows.dtype)
     return choose(kernel, default, rows, max(t.shape[0] for t in tables), mixer.head_dim, mixer.state)
 
 

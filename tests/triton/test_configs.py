@@ -34,14 +34,13 @@ def test_a_table_is_used_and_says_what_was_measured(own_table, device, monkeypat
     forward = tile_launch.forward
     monkeypatch.setattr(tile_launch, "forward", lambda *a: taken.append(a[-1]) or forward(*a))
     check(case, device)
-    default = tile_launch.fitting(tile_launch.FORWARD, case.dtype)
-    assert taken[0] == dataclasses.replace(default, tokens=16, num_warps=2) and default != tile_launch.FORWARD
+    assert taken[0] == dataclasses.replace(tile_launch.FORWARD, tokens=16, num_warps=2) != tile_launch.FORWARD
     assert configs.user_table()[key]["measured"] == {"chip": "here"}
     for change in (dict(head_dim=16), dict(grid=(1, 5, 5)), dict(dtype=torch.float16)):
         taken.clear()
         changed = dataclasses.replace(case, **change)
         check(changed, device)
-        assert taken[0] == tile_launch.fitting(tile_launch.FORWARD, changed.dtype)
+        assert taken[0] == tile_launch.FORWARD
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"format": 2, "entries": []}', '{"format": 1, "entries": [{}]}'])

@@ -46,7 +46,7 @@ def shares(monkeypatch, last_programs):
     """Of each call of `sum_rows`, what its programs would sum: of each source the last video's part, or last row."""
     seen = []
 
-    def keep(sources, outs):
+    def keep(sources, outs, *_):
         of_call = []
         for source, out in zip(sources, outs, strict=True):
             if out is not None:
