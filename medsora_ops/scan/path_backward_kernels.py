@@ -236,11 +236,11 @@ def path_scan_conv_bwd_kernel(
             for direction in tl.static_range(DIRECTIONS):
                 walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, direction == 1)
                 path_plane = path * DIRECTIONS + direction
-                of_x = (y + tl.cast(positions, tl.int64) * path_plane * WIDTH, tokens * WIDTH, WIDTH)
+                of_x = (anew(y) + tl.cast(positions, tl.int64) * path_plane * WIDTH, tokens * WIDTH, WIDTH)
                 grad = rows_before(of_x, walk, channel, channel < WIDTH, 0)
                 for share in tl.range(0, shares, disable_licm=True):
                     plane = tl.cast((path * SHARES + share) * DIRECTIONS + direction, tl.int64) * positions
-                    of_share = (of_BC + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
+                    of_share = (anew(of_BC) + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
                     grad += rows_before(of_share, walk, channel - WIDTH, wanted & (channel >= WIDTH), 0)
                 before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
                 grad = tl.where(walk[4][:, None], grad * silu_slope(before, sigmoid(before)), 0.0)
@@ -258,7 +258,7 @@ def path_scan_conv_bwd_kernel(
             if path == 0:
                 store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)
             elif of_others is not None:
-                other = of_others + tl.cast(positions, tl.int64) * (path - 1) * MIXED
+                other = anew(of_others) + tl.cast(positions, tl.int64) * (path - 1) * MIXED
                 store_own((other, tokens * MIXED, MIXED), walk, channel, wanted, total, OWN, False)
         at = ((path * workers + worker).to(tl.int64) * MIXED + channel)[None, :]
         tl.store(of_weight + at * TAPS + (TAPS - 1 - tap), sum_weight, mask=(tap < TAPS) & wanted[None, :])

@@ -14,13 +14,14 @@ def add_planes(program, rows, planes, positions, tokens, PLANES: tl.constexpr, R
     COUNT: tl.constexpr = PLANES[0]
     COLUMNS: tl.constexpr = PLANES[1]
     pointer, video_stride, token_stride = rows
-    row = tl.cast(program // tl.cdiv(COLUMNS, BLOCK), tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = program // tl.cdiv(COLUMNS, BLOCK) * ROWS + tl.arange(0, ROWS)
+    video, token = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
     column = program % tl.cdiv(COLUMNS, BLOCK) * BLOCK + tl.arange(0, BLOCK)
     mask = (row < positions)[:, None] & (column < COLUMNS)[None, :]
-    at = pointer + (row // tokens * video_stride + row % tokens * token_stride)[:, None] + column[None, :]
+    at = pointer + (video * video_stride + token * token_stride)[:, None] + column[None, :]
     total = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     for plane in tl.static_range(COUNT):
-        of_plane = planes + (row + tl.cast(positions, tl.int64) * plane)[:, None] * COLUMNS + column[None, :]
+        of_plane = planes + (tl.cast(positions, tl.int64) * plane + row)[:, None] * COLUMNS + column[None, :]
         total += tl.load(of_plane, mask=mask, other=0.0).to(tl.float32)
     tl.store(at, total.to(pointer.dtype.element_ty), mask=mask)
 
@@ -39,11 +40,10 @@ def scan_sum_rows_kernel(
     Programs from first_adder on add planes to rows, if there are any. PLANES: how many, and their columns.
     """
     if rows is not None:
-        if tl.program_id(0) >= first_adder:
-            of_grid = rows, video_stride, token_stride
-            add_planes(
-                tl.program_id(0) - first_adder, of_grid, planes, positions, tokens, PLANES, BLOCK_ROWS, BLOCK
-            )  # fmt: skip
+        adder = tl.program_id(0) - first_adder
+        if adder >= 0:
+            add_planes(adder, (rows, video_stride, token_stride), planes, positions, tokens, PLANES, BLOCK_ROWS, BLOCK)
+            return
     counts = (count_0, count_1, count_2, count_3, count_4, count_5)
     for k in tl.static_range(len(outs)):
         block = tl.program_id(0) - first_programs[k]
@@ -51,7 +51,7 @@ def scan_sum_rows_kernel(
         if (block >= 0) & (block < tl.cdiv(width, BLOCK)):
             column = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
             total = tl.zeros([BLOCK], tl.float32)
-            for first in range(0, counts[k], BLOCK_ROWS):
+            for first in tl.range(0, counts[k], BLOCK_ROWS, disable_licm=True):
                 row = first + tl.arange(0, BLOCK_ROWS)
                 mask = (row < counts[k])[:, None] & (column < width)[None, :]
                 at = sources[k] + row.to(tl.int64)[:, None] * strides[k] + column[None, :]

@@ -39,5 +39,6 @@ def sum_rows(
         PLANES=None if planes is None else (planes.shape[0], planes.shape[-1]),
         BLOCK_ROWS=_ROWS,
         BLOCK=SUMMED,
+        num_warps=8,
         enable_fp_fusion=True,
     )
