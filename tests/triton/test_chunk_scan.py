@@ -256,7 +256,7 @@ def test_path_cut_into_runs(device, splits, change):
     [
         (1, dict(kinds=("fw", "raster"), heads=1, batch=2)),
         (1, dict(kinds=("raster", "fh", "fw"), bidirectional=False, norm_groups=4)),
-        (8, dict(kinds=("hw", "raster"), groups=2, state=5, bias=False)),
+        (8, dict(kinds=("hw", "raster"), groups=2, state=5, bias=False, dtype=torch.float16)),
     ],
     ids=str,
 )

@@ -15,6 +15,7 @@ from test_chunk_scan import ssd_case
 from medsora_ops.launch import INTERPRETED
 from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
 from medsora_ops.scan.chunk_config import BACKWARD, FORWARD
+from medsora_ops.scan.sums import sum_rows
 from medsora_ops.scan.tile_launch import Mixer
 
 if not INTERPRETED:
@@ -43,11 +44,14 @@ def last_programs(monkeypatch):
 
 @pytest.fixture
 def shares(monkeypatch, last_programs):
-    """Of each call of `sum_rows`, what its programs would sum: of each source the last video's part, or last row."""
+    """Of each call of `sum_rows`, what its programs would sum: of each source the last video's part, or last row.
+
+    And what they would add: of the planes the last video's part.
+    """
     seen = []
 
-    def keep(sources, outs, *_):
-        of_call = []
+    def keep(sources, outs, planes=None, onto=None):
+        of_call = [] if planes is None else [planes[:, -1].clone()]
         for source, out in zip(sources, outs, strict=True):
             if out is not None:
                 last = source[-1] if source.dim() < 4 else source[-1, -1]
@@ -103,25 +107,42 @@ def test_tiles(shares):
     check_shares(shares)
 
 
-def test_paths_chunk_by_chunk(shares):
-    """2^31 numbers of rows, their gradient, y, and states on the way."""
+@pytest.mark.parametrize("paths", [1, 2])
+def test_paths_chunk_by_chunk(shares, paths, monkeypatch):
+    """2^31 numbers of rows, their gradient, y, states on the way, and of another path's share of the gradient."""
+    monkeypatch.setattr(chunk_path_launch, "TOGETHER", LIMIT)
     case = replace(PATH, grid=(1, 1, 48))
     (rows, *parameters), (grad,) = case.tensors("cpu")
     path = case.paths[0]
-    along = ([path.offsets(rows.device)], [path.stride], *case.settings.values())
+    along = ([path.offsets(rows.device)] * paths, [path.stride] * paths, *case.settings.values())
     videos = LIMIT // (2 * 48 * case.width) + 9
     forward, backward = replace(FORWARD, **FINE), replace(BACKWARD, **FINE, conv_channels=256)
 
     def run(rows, grad):
         grad_rows = torch.empty_like(rows)
-        (out,) = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=forward)
-        chunk_path_launch.path_scan_chunked_backward([grad], grad_rows, rows, *parameters, *along, config=backward)
-        return out, grad_rows
+        outputs = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=forward)
+        grads = [grad] * paths
+        chunk_path_launch.path_scan_chunked_backward(grads, grad_rows, rows, *parameters, *along, config=backward)
+        return *outputs, grad_rows
 
     many = one_of_many(rows, videos)
     assert many.numel() > LIMIT
     check_last(run(many, one_of_many(grad, videos)), run(rows, grad))
     check_shares(shares)
+
+
+def test_planes(last_programs):
+    """Added to 2^31 numbers."""
+    onto, columns = torch.randn(48, 200).to(torch.bfloat16), slice(80, 180)
+    planes = torch.randn(2, 48, 100)
+    videos = LIMIT // (48 * 100) + 9
+    many = planes.new_empty(2, videos, 48, 100)
+    many[:, -1] = planes
+    found = one_of_many(onto[None], videos)
+    sum_rows([torch.ones(1, 1)], [torch.empty(1)], many, found[..., columns])
+    wanted = onto.clone()
+    sum_rows([torch.ones(1, 1)], [torch.empty(1)], planes[:, None], wanted[None, :, columns])
+    assert torch.equal(found[-1], wanted) and not torch.equal(wanted, onto)
 
 
 def test_ssd(shares):
