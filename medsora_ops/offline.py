@@ -127,7 +127,9 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
         with compiling_for(target, processors) as compiled:
             describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
             describe((ScanPath.raster((8, 16, 16)),), *settings)
-            describe((ScanPath.plane("fw", (8, 32, 48)), ScanPath.plane("fh", (8, 32, 48))), *settings)
+            long = ScanPath.plane("fw", (8, 32, 48)), ScanPath.plane("fh", (8, 32, 48))
+            describe(long, *settings)
+            describe((ScanPath.temporal((8, 32, 48)), *long), *settings)  # whose gradients add to the short one's
             scans.ssd_scan_backward(scans.ssd_scan(*arguments), *arguments)
         found += compiled
     return distinct(found)

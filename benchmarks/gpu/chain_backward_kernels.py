@@ -5,8 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from benchmarks.gpu.chain_kernels import convolution, exponential, load_column, load_tile, load_turned, weight_of
-from medsora_ops.triton_math import matmul, sigmoid, silu_slope
+from benchmarks.gpu.chain_kernels import (
+    convolution,
+    exponential,
+    load_column,
+    load_tile,
+    load_turned,
+    multiply,
+    weight_of,
+)
+from medsora_ops.triton_math import sigmoid, silu_slope
 
 
 @triton.jit
@@ -61,7 +69,7 @@ def chain_scores_bwd_kernel(grad_y, mixed, mixed_stride, scores, dt, cum, grad_s
         reached = load_column(cum + at, HEADS, row, chunk)
         distance = tl.minimum(reached[:, None] - load_column(cum + at, HEADS, other, chunk)[None, :], 0.0)
         weight = exponential(distance) * load_column(dt + at, HEADS, other, chunk)[None, :]
-        found = matmul(of_y, x, mixed.dtype.element_ty) * tl.where(seen, weight, 0.0)
+        found = multiply(of_y, x, mixed.dtype.element_ty) * tl.where(seen, weight, 0.0)
         total += found
         found *= score
         in_rows, in_columns = (first + row) * HEADS + head, (first + other) * HEADS + head
@@ -94,7 +102,7 @@ def chain_keys_bwd_kernel(values, value_stride, states, keys, key_stride, dt, cu
         value = load_tile(values + first * value_stride + head * HEAD_DIM, value_stride, row, chunk, p, HEAD_DIM)
         state = load_tile(states + (number * HEADS + head) * (HEAD_DIM * STATE), STATE, p, HEAD_DIM, s, STATE)
         weight = weight_of(dt + first * HEADS + head, cum + first * HEADS + head, chunk, row, HEADS, TO_END)
-        found = matmul(value, state, values.dtype.element_ty) * weight[:, None]
+        found = multiply(value, state, values.dtype.element_ty) * weight[:, None]
         total += found
         tl.store(of_weights + (first + row) * HEADS + head, tl.sum(found * key, axis=1), mask=row < chunk)
     at = out + first * STATE + row[:, None] * STATE + s[None, :]
@@ -145,7 +153,7 @@ def chain_values_bwd_kernel(grad_y, mixed, mixed_stride, scores, dt, cum, grad_s
     )  # fmt: skip
     keys = load_tile(mixed + WIDTH, mixed_stride, row, chunk, s, STATE)
     weight = weight_of(dt, cum, chunk, row, HEADS, True)
-    total = matmul(keys, of_state, mixed.dtype.element_ty) * weight[:, None]
+    total = multiply(keys, of_state, mixed.dtype.element_ty) * weight[:, None]
     reached, step = load_column(cum, HEADS, row, chunk), load_column(dt, HEADS, row, chunk)
     for begin in tl.range(tl.program_id(1) * BLOCK_T, chunk, BLOCK_T):
         later = begin + tl.arange(0, BLOCK_T)
@@ -153,7 +161,7 @@ def chain_values_bwd_kernel(grad_y, mixed, mixed_stride, scores, dt, cum, grad_s
         distance = tl.minimum(load_column(cum, HEADS, later, chunk)[None, :] - reached[:, None], 0.0)
         pairs = score * exponential(distance) * step[:, None]
         pairs = tl.where((later[None, :] >= row[:, None]) & (later < chunk)[None, :], pairs, 0.0)
-        total += matmul(pairs, load_tile(grad_y, WIDTH, later, chunk, p, HEAD_DIM), mixed.dtype.element_ty)
+        total += multiply(pairs, load_tile(grad_y, WIDTH, later, chunk, p, HEAD_DIM), mixed.dtype.element_ty)
     own = load_tile(grad_y, WIDTH, row, chunk, p, HEAD_DIM)
     total += own * tl.load(D + head).to(tl.float32)
     x = load_tile(mixed + head * HEAD_DIM, mixed_stride, row, chunk, p, HEAD_DIM)

@@ -12,7 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.triton_math import LOG2E, matmul, sigmoid, softplus
+from medsora_ops.triton_math import LOG2E, matmul, product, sigmoid, softplus
+
+
+@triton.jit
+def multiply(a, b, OPERANDS: tl.constexpr):
+    """As the library's `matmul`, but for its loop in float32, around which no loads would go ahead of time."""
+    return product(a, b) if OPERANDS == tl.float32 else matmul(a, b, OPERANDS)
 
 
 @triton.jit
@@ -112,7 +118,7 @@ def chain_states_kernel(values, value_stride, keys, key_stride, dt, cum, out, ch
         weight = weight_of(dt + first * HEADS + head, cum + first * HEADS + head, chunk, row, HEADS, TO_END)
         value = load_turned(values + first * value_stride + head * HEAD_DIM, value_stride, row, chunk, p, HEAD_DIM)
         key = load_tile(keys + first * key_stride, key_stride, row, chunk, s, STATE)
-        total += matmul(value * weight[None, :], key, values.dtype.element_ty)
+        total += multiply(value * weight[None, :], key, values.dtype.element_ty)
     at = out + tl.program_id(0).to(tl.int64) * (HEAD_DIM * STATE) + p[:, None] * STATE + s[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=(p < HEAD_DIM)[:, None] & (s < STATE)[None, :])
 
@@ -158,7 +164,7 @@ def chain_scan_fwd_kernel(mixed, mixed_stride, scores, dt, cum, before, D, out, 
         before + tl.program_id(0).to(tl.int64) * (HEAD_DIM * STATE), STATE, p, HEAD_DIM, s, STATE
     )  # fmt: skip
     queries = load_tile(mixed + WIDTH + STATE, mixed_stride, row, chunk, s, STATE)
-    y = matmul(queries, state, mixed.dtype.element_ty) * exponential(reached)[:, None]
+    y = multiply(queries, state, mixed.dtype.element_ty) * exponential(reached)[:, None]
     for begin in tl.range(0, (tl.program_id(1) + 1) * BLOCK_T, BLOCK_T):
         other = begin + tl.arange(0, BLOCK_T)
         score = load_tile(scores + number * chunk * chunk, chunk, row, chunk, other, chunk)
@@ -166,7 +172,7 @@ def chain_scan_fwd_kernel(mixed, mixed_stride, scores, dt, cum, before, D, out, 
         weight = exponential(distance) * load_column(dt, HEADS, other, chunk)[None, :]
         weight = tl.where(row[:, None] >= other[None, :], score * weight, 0.0)
         x = load_tile(mixed + head * HEAD_DIM, mixed_stride, other, chunk, p, HEAD_DIM)
-        y += matmul(weight, x, mixed.dtype.element_ty)
+        y += multiply(weight, x, mixed.dtype.element_ty)
     own = load_tile(mixed + head * HEAD_DIM, mixed_stride, row, chunk, p, HEAD_DIM)
     y += own * tl.load(D + head).to(tl.float32)
     at = out + first * WIDTH + row[:, None] * WIDTH + head * HEAD_DIM + p[None, :]

@@ -66,8 +66,8 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
         config = replace(config, num_stages=2) if config == FORWARD else replace(config, channels=32, conv_tokens=32)
     if architecture.startswith("sm_10") and config == FORWARD:
         config = replace(config, registers=255)
-    if dtype == torch.float32:  # a product takes three; and loads ahead of time have registers spilled
-        return replace(config, tokens=32, channels=32, num_stages=1)
+    if dtype == torch.float32:  # a product takes three
+        return replace(config, tokens=32, channels=32)
     return replace(config, channels=32) if state > 128 else config
 
 

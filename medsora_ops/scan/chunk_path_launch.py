@@ -102,9 +102,10 @@ def path_scan_chunked_backward(
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
     Four launches for paths that go together, without a cut. Scratch, for each of these, token and direction, in the
     type of y (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of dB and dC; E more
-    but for the first, a share of dz; and 2 heads float32 for the norms; for each path but the first, and token, the
-    channels of the convolution; for each of the sequences * directions * heads programs length / (tokens * segment)
-    states in float32, and a segment of states, in the type of the rows, for each of its runs.
+    but for the first, a share of dz; and 3 heads float32 for the norms and the steps. For each path but the first, and
+    token, in y's type: the channels of the convolution. For each of the sequences * directions * heads programs length
+    / (tokens * segment) states in float32, and a segment of states, in the type of the rows, for each of its runs.
+    Where a head is cut into parts, shares, norms and steps are each part's.
     """
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)

@@ -335,9 +335,8 @@ def path_scan_tile_bwd_kernel(
     table, length, sequences, stride, tiles, videos, earlier_paths, y, numbers, square, found, found_width,
     SEGMENTS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """One path. earlier_paths: add to grad_rows, which an earlier path has written. found: (programs, found_width)
-
-    sums for the parameters' gradients, each parameter's from one of SEGMENTS on.
+    """One path. earlier_paths: add to grad_rows, which an earlier path has written. found: (programs, found_width), of
+    the gradients of the parameters, each from one of SEGMENTS on.
     """
     BLOCK_T: tl.constexpr = BLOCKS[0]
     AT_A_TIME: tl.constexpr = max(BLOCKS[2], BLOCKS[4])
@@ -372,4 +371,5 @@ def path_scan_tile_bwd_kernel(
                     norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES, BLOCKS)
                 else:
                     scan_back(tensors, parameters, path, scratch, sums, SIZES, BLOCKS)
-                tl.debug_barrier()  # the next turn reads the scratch; the next direction or tile writes it anew
+                # The next turn reads the scratch; the next direction or tile writes it anew and adds to the same sums.
+                tl.debug_barrier()

@@ -88,6 +88,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             *(sum(tiles), videos, gated, squares),
             **mixer.constants(config),
             **config.options(),
+            **(sparing(rows.device) if rows.dtype == torch.float32 else {}),
         )
     return outputs
 
