@@ -115,6 +115,7 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
 
     heads = 16
     settings = (heads * head_dim, head_dim, state, 1, 4, True, None, True, dtype, torch.float32, True)
+    without_bias = (*settings[:7], False, *settings[8:])
 
     def meta(*shape, dtype=dtype):
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -127,6 +128,8 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
         with compiling_for(target, processors) as compiled:
             describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
             describe((ScanPath.raster((8, 16, 16)),), *settings)
+            if processors != MANY:
+                describe((ScanPath.temporal((6, 8, 8)),), *without_bias)
             long = ScanPath.plane("fw", (8, 32, 48)), ScanPath.plane("fh", (8, 32, 48))
             describe(long, *settings)
             describe((ScanPath.temporal((8, 32, 48)), *long), *settings)  # whose gradients add to the short one's

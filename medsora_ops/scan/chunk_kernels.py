@@ -107,7 +107,7 @@ def walk_steps(rows, walk, bias, column):
 
 @triton.jit
 def activated(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
-    before = convolved(rows, walk, filters, channel, wanted, WIDTH, TAPS)
+    before = convolved(rows, walk, filters, 0, channel, wanted, WIDTH, TAPS)
     return before * sigmoid(before)
 
 

@@ -242,7 +242,7 @@ def path_scan_conv_bwd_kernel(
                     plane = tl.cast((path * SHARES + share) * DIRECTIONS + direction, tl.int64) * positions
                     of_share = (anew(of_BC) + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
                     grad += rows_before(of_share, walk, channel - WIDTH, wanted & (channel >= WIDTH), 0)
-                before = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                before = convolved(given, walk, filters, 0, channel, wanted, WIDTH, TAPS)
                 grad = tl.where(walk[4][:, None], grad * silu_slope(before, sigmoid(before)), 0.0)
                 own = tl.where((row < OWN)[:, None], grad, 0.0)
                 sum_weight += tl.where(tap == TAPS, tl.sum(own, axis=0)[None, :], 0.0)

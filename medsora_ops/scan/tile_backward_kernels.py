@@ -92,9 +92,9 @@ def convolution_back(
     TAPS: tl.constexpr = SIZES[4]
     of_parameters, visits, row_visits = sums
     _, _, _, place, inside, length, _ = walk
-    rows, filters = from_channel(tensors[0], parameters[0], first, TAPS)
-    weights, biases = filters
-    to_rows, _ = from_channel(tensors[1], parameters[0], first, TAPS)
+    rows, to_rows = from_channel(tensors[0], first), from_channel(tensors[1], first)
+    weights, biases = parameters[0]
+    weights += first * TAPS
     of_weights, of_biases = of_parameters[0] + first * TAPS, of_parameters[1] + first
     channel = tl.arange(0, grad.shape[1])
     grad = tl.where(inside[:, None], grad * silu_slope(before, gate), 0.0)
@@ -141,9 +141,9 @@ def y_and_norm_sums(tensors, parameters, path, scratch, SIZES: tl.constexpr, BLO
                 channel = tl.arange(0, BLOCKS[4])
                 wanted = channel < SIZES[1] - start
                 first = head * SIZES[1] + start
-                given_x, filters_x = from_channel(given, filters, first, SIZES[4])
-                of_results_x, _filters = from_channel(of_results, filters, first, SIZES[4])
-                before = convolved(given_x, walk, filters_x, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
+                given_x = from_channel(given, first)
+                of_results_x = from_channel(of_results, first)
+                before = convolved(given, walk, filters, first, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
                 x = settled(before * sigmoid(before))
                 y = matmul(weights, x, given[0].dtype.element_ty) + skip * x
                 at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
@@ -166,7 +166,7 @@ def norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES: tl.
     NORMED: tl.constexpr = SIZES[5] * SIZES[1]
     BLOCK_T: tl.constexpr = BLOCKS[0]
     given, to_rows, of_results = tensors
-    filters, _, _, _, norm_weight = parameters
+    _, _, _, _, norm_weight = parameters
     y_kept, numbers, _ = scratch
     of_parameters, visits, row_visits = sums
     for norm in tl.range(SIZES[0] // SIZES[5], disable_licm=True):
@@ -179,9 +179,9 @@ def norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES: tl.
             channel = tl.arange(0, BLOCKS[4])
             wanted = channel < NORMED - start
             first = norm * NORMED + start
-            given_x, _filters = from_channel(given, filters, first, SIZES[4])
-            of_results_x, _filters = from_channel(of_results, filters, first, SIZES[4])
-            to_rows_x, _filters = from_channel(to_rows, filters, first, SIZES[4])
+            given_x = from_channel(given, first)
+            of_results_x = from_channel(of_results, first)
+            to_rows_x = from_channel(to_rows, first)
             at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
             y = tl.load(at_y, mask=wanted[None, :], other=0.0).to(tl.float32)
             z = rows_before(given_x, walk, channel, wanted, 0)
@@ -224,8 +224,7 @@ def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.con
         channel = tl.arange(0, BLOCKS[4])
         wanted = channel < SIZES[1] - start
         first = head * SIZES[1] + start
-        given_x, filters_x = from_channel(given, filters, first, SIZES[4])
-        before = convolved(given_x, walk, filters_x, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
+        before = convolved(given, walk, filters, first, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
         gate = sigmoid(before)
         x = settled(before * gate)
         tl.store(x_addresses(square, start, BLOCKS), x.to(square.dtype.element_ty))

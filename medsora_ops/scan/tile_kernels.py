@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.scan.walk_kernels import column_of, convolved, from_channel, row_starts, rows_before
+from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts, rows_before
 from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, settled, sigmoid, softplus
 
 
@@ -53,8 +53,7 @@ def tile_decays(total, place):
 @triton.jit
 def group_projection(rows, walk, filters, first, which, wanted, SIZES: tl.constexpr):
     """Numbers of a group's B or C before SiLU, from channel `first` on: [tokens, numbers]."""
-    rows, filters = from_channel(rows, filters, first, SIZES[4])
-    return convolved(rows, walk, filters, which, wanted, SIZES[0] * SIZES[1], SIZES[4])
+    return convolved(rows, walk, filters, first, which, wanted, SIZES[0] * SIZES[1], SIZES[4])
 
 
 @triton.jit
@@ -142,7 +141,7 @@ def path_scan_tile_fwd_kernel(
                     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
                     weights = scores * tile_decays(summed_decay(step, rate, walk[3]), walk[3]) * step[None, :]
                     channel, wanted = head_channels(head, SIZES, BLOCK_P)
-                    x = convolved(given, walk, filters, channel, wanted, WIDTH, TAPS)
+                    x = convolved(given, walk, filters, 0, channel, wanted, WIDTH, TAPS)
                     x = settled(x * sigmoid(x))
                     y = matmul(weights, x, OPERANDS) + skip * x
                     z = rows_before(given, walk, channel, wanted, 0)

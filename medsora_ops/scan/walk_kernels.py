@@ -92,29 +92,26 @@ def add_number(address, value, visits):
 
 
 @triton.jit
-def from_channel(rows, filters, first, TAPS: tl.constexpr):
-    """rows and filters (or what is found for them) with channels counted from `first`.
+def from_channel(rows, first):
+    """rows with channels counted from `first`.
 
     A thread's addresses then lie at distances that the compiler knows, so that one register pair serves them all.
     """
     pointer, video_stride, token_stride = rows
-    weights, biases = filters
-    rows = (pointer + first, video_stride, token_stride)
-    if biases is not None:
-        return rows, (weights + first * TAPS, biases + first)
-    else:
-        return rows, (weights + first * TAPS, None)
+    return pointer + first, video_stride, token_stride
 
 
 @triton.jit
-def convolved(rows, walk, filters, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
-    """The causal convolution of channels of (x, B, C) before its SiLU: [tokens, channels] float32."""
+def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
+    """The causal convolution, before its SiLU, of channels of (x, B, C) from `first` on: [tokens, channels] float32."""
     weights, biases = filters
+    rows = from_channel(rows, first)
+    weights += first * TAPS
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
     for back in tl.range(TAPS, loop_unroll_factor=2, disable_licm=True):  # all at once takes too many registers
         weight = tl.load(weights + (TAPS - 1 - back) + channel * TAPS, mask=wanted, other=0.0).to(tl.float32)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
-        total += tl.load(biases + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(biases + first + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
     return total
