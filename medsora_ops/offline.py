@@ -128,11 +128,12 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
         with compiling_for(target, processors) as compiled:
             describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
             describe((ScanPath.raster((8, 16, 16)),), *settings)
-            if processors != MANY:
-                describe((ScanPath.temporal((6, 8, 8)),), *without_bias)
             long = ScanPath.plane("fw", (8, 32, 48)), ScanPath.plane("fh", (8, 32, 48))
             describe(long, *settings)
-            describe((ScanPath.temporal((8, 32, 48)), *long), *settings)  # whose gradients add to the short one's
+            if processors == MANY:  # where long paths go together
+                describe((ScanPath.temporal((8, 32, 48)), *long), *settings)  # and add to the short one's gradient
+            else:
+                describe((ScanPath.temporal((6, 8, 8)),), *without_bias)
             scans.ssd_scan_backward(scans.ssd_scan(*arguments), *arguments)
         found += compiled
     return distinct(found)
