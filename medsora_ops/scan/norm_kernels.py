@@ -17,22 +17,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.scan.walk_kernels import path_of_program, row_starts, rows_before
+from medsora_ops.scan.walk_kernels import load_rows, path_of_program, row_starts, rows_before, rows_of_tile
 from medsora_ops.triton_math import pick, sigmoid, silu_slope
-
-
-@triton.jit
-def rows_of_tile(tile, rows, tokens, ROWS: tl.constexpr):
-    """Number over all videos, video and token of each row of a tile, as columns, and which are real."""
-    row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    return row, row // tokens, row % tokens, row < rows
-
-
-@triton.jit
-def load_rows(tensor, video, token, channel, mask):
-    pointer, video_stride, token_stride = tensor
-    at = pointer + video * video_stride + token * token_stride + channel[None, :]
-    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["rows", "tokens"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from medsora_ops.scan.walk_kernels import load_rows, rows_of_tile
+
 MOST = 6  # sources
 
 
@@ -13,16 +15,15 @@ def add_planes(program, rows, planes, positions, tokens, PLANES: tl.constexpr, R
     """To a tile of rows, as those of walk_kernels.py, the planes' of the same positions, in the planes' order."""
     COUNT: tl.constexpr = PLANES[0]
     COLUMNS: tl.constexpr = PLANES[1]
-    pointer, video_stride, token_stride = rows
-    row = program // tl.cdiv(COLUMNS, BLOCK) * ROWS + tl.arange(0, ROWS)
-    video, token = (row // tokens).to(tl.int64), (row % tokens).to(tl.int64)
     column = program % tl.cdiv(COLUMNS, BLOCK) * BLOCK + tl.arange(0, BLOCK)
-    mask = (row < positions)[:, None] & (column < COLUMNS)[None, :]
-    at = pointer + (video * video_stride + token * token_stride)[:, None] + column[None, :]
-    total = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    _, video, token, real = rows_of_tile(program // tl.cdiv(COLUMNS, BLOCK), positions, tokens, ROWS)
+    mask = real & (column < COLUMNS)[None, :]
+    total = load_rows(rows, video, token, column, mask)
     for plane in tl.static_range(COUNT):
-        of_plane = planes + (tl.cast(positions, tl.int64) * plane + row)[:, None] * COLUMNS + column[None, :]
-        total += tl.load(of_plane, mask=mask, other=0.0).to(tl.float32)
+        of_plane = planes + tl.cast(positions, tl.int64) * (plane * COLUMNS)
+        total += load_rows((of_plane, tl.cast(tokens, tl.int64) * COLUMNS, COLUMNS), video, token, column, mask)
+    pointer, video_stride, token_stride = rows
+    at = pointer + video * video_stride + token * token_stride + column[None, :]
     tl.store(at, total.to(pointer.dtype.element_ty), mask=mask)
 
 

@@ -60,6 +60,20 @@ def column_of(rows, walk, column):
 
 
 @triton.jit
+def rows_of_tile(tile, rows, tokens, ROWS: tl.constexpr):
+    """Number over all videos, video and token of each row of a tile, as columns, and which are real."""
+    row = tl.cast(tile, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    return row, row // tokens, row % tokens, row < rows
+
+
+@triton.jit
+def load_rows(tensor, video, token, channel, mask):
+    pointer, video_stride, token_stride = tensor
+    at = pointer + video * video_stride + token * token_stride + channel[None, :]
+    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def visited(mask, visits):
     return mask.to(tl.int32) * visits > 0  # the interpreter cannot `and` a mask with one truth
 

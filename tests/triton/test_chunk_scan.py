@@ -254,9 +254,11 @@ def test_path_cut_into_runs(device, splits, change):
 @pytest.mark.parametrize(
     ("segment", "change"),
     [
-        (1, dict(kinds=("fw", "raster"), heads=2, head_dim=24, batch=2)),
+        (1, dict(kinds=("fw", "raster"), heads=1, batch=2)),
+        (1, dict(kinds=("fw", "raster"), heads=2, head_dim=24)),
         (1, dict(kinds=("raster", "fh", "fw"), bidirectional=False, norm_groups=4)),
-        (8, dict(kinds=("hw", "raster"), groups=2, state=5, bias=False, dtype=torch.float16)),
+        (8, dict(kinds=("hw", "raster"), groups=2, state=5, bias=False)),
+        (8, dict(kinds=("hw", "raster"), bidirectional=False, dtype=torch.float16)),
     ],
     ids=str,
 )

@@ -107,20 +107,22 @@ def test_tiles(shares):
     check_shares(shares)
 
 
-def test_paths_chunk_by_chunk(shares, monkeypatch):
+@pytest.mark.parametrize("paths", [1, 2])
+def test_paths_chunk_by_chunk(shares, paths, monkeypatch):
     """2^31 numbers of rows, their gradient, y, states on the way, and of another path's share of the gradient."""
     monkeypatch.setattr(chunk_path_launch, "TOGETHER", LIMIT)
     case = replace(PATH, grid=(1, 1, 48))
     (rows, *parameters), (grad,) = case.tensors("cpu")
     path = case.paths[0]
-    along = ([path.offsets(rows.device)] * 2, [path.stride] * 2, *case.settings.values())
+    along = ([path.offsets(rows.device)] * paths, [path.stride] * paths, *case.settings.values())
     videos = LIMIT // (2 * 48 * case.width) + 9
     forward, backward = replace(FORWARD, **FINE), replace(BACKWARD, **FINE, conv_channels=256)
 
     def run(rows, grad):
         grad_rows = torch.empty_like(rows)
         outputs = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=forward)
-        chunk_path_launch.path_scan_chunked_backward([grad] * 2, grad_rows, rows, *parameters, *along, config=backward)
+        grads = [grad] * paths
+        chunk_path_launch.path_scan_chunked_backward(grads, grad_rows, rows, *parameters, *along, config=backward)
         return *outputs, grad_rows
 
     many = one_of_many(rows, videos)
