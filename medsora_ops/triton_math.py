@@ -57,16 +57,18 @@ def settled(x):
 
 
 @triton.jit
-def anew(pointer):
-    """The same pointer, of which the compiler does not know it: no addresses made of it are kept over a loop."""
+def anew(x):
+    """The same pointer or int32, of which the compiler does not know it: what is made of it is not kept over a loop."""
     if _INTERPRETED:
-        return pointer
-    elif is_cuda():
-        bits = pointer.to(tl.int64)
+        return x
+    elif not is_cuda():
+        return x
+    elif x.dtype.is_ptr():
+        bits = x.to(tl.int64)
         bits = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [bits], dtype=tl.int64, is_pure=False, pack=1)
-        return tl.multiple_of(bits, 16).to(pointer.dtype)
+        return tl.multiple_of(bits, 16).to(x.dtype)
     else:
-        return pointer
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

@@ -33,8 +33,8 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.norm_kernels import keep_sums, load_gate, sums_along
-from medsora_ops.scan.walk_kernels import column_of, convolved, path_of_program, row_starts
-from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, sigmoid, silu_slope, softplus
+from medsora_ops.scan.walk_kernels import column_of, convolved, path_of_program, pick_rows, row_starts
+from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, settled, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -129,7 +129,8 @@ def chunk_decays(total):
 @triton.jit
 def chunk_weights(total, b, c, state, OPERANDS: tl.constexpr):
     """What the rows of step * x are weighted by for y, [tokens, tokens], and what y has from the state before."""
-    weights = (matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total)).to(OPERANDS)
+    # Settled: else both products are under way at once, with the operands of both in registers.
+    weights = settled(matmul(c, tl.trans(b), OPERANDS) * chunk_decays(total)).to(OPERANDS)
     return weights, tl.exp2(total)[:, None] * matmul(c, state, OPERANDS)
 
 
@@ -260,13 +261,6 @@ def walk_of(number, table, first, length, sequences, stride, reverse, BLOCK_T: t
     """The walk over one chunk of a sequence, numbered over all videos."""
     place = first + tl.arange(0, BLOCK_T)
     return (table, number // sequences, number % sequences * stride, place, place < length, length, reverse)
-
-
-@triton.jit
-def pick_rows(path, rows):
-    """One path's rows; rows: pointers, video strides and token strides of all of them."""
-    pointers, video_strides, token_strides = rows
-    return pick(path, pointers), pick(path, video_strides), pick(path, token_strides)
 
 
 @triton.jit(do_not_specialize=["positions", "run_segments"])

@@ -97,7 +97,9 @@ def path_scan_chunked_backward(
     accumulate: bool = False,
     config: ChunkConfig | None = None,
 ) -> list[Tensor]:
-    """Gradients of the parameters (those not None) in float32, in their order; only the inputs were kept.
+    """Gradients of the parameters (those not None), in their order; only the inputs were kept.
+
+    They are in the parameters' types, or in float32 where several launches' are added.
 
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
     Four launches for paths that go together, without a cut. Scratch, for each of these, token and direction, in the
@@ -110,24 +112,26 @@ def path_scan_chunked_backward(
     parameters = (conv_weight, conv_bias, dt_bias, A, D, norm_weight)
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
     config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
-    total, done = None, 0
+    total, done, parts = None, 0, mixer.parts(config)
+    kept = torch.float32 if len(parts) > 1 else None
     with on_device(mixer.rows):
-        for part in mixer.parts(config):
+        for part in parts:
             of_paths = grads[done : done + part.paths]
-            found = _backward(part, config, of_paths, _strided(grad_rows), accumulate or done > 0)
+            found = _backward(part, config, of_paths, _strided(grad_rows), accumulate or done > 0, kept)
             total = found if total is None else [a + b for a, b in zip(total, found, strict=True)]
             done += part.paths
     return total
 
 
-def _backward(mixer: PathMixer, config: ChunkConfig, grads, to_rows, accumulate: bool) -> list[Tensor]:
+def _backward(mixer: PathMixer, config: ChunkConfig, grads, to_rows, accumulate: bool, kept) -> list[Tensor]:
+    """kept: the type of what is returned; None: each parameter's."""
     runs, states = mixer.runs(config), mixer.states(config)
     norm = (mixer.parameters[-1], mixer.norm_sums(config), mixer.eps)
     after = norm, tuple(zip(*(_strided(whole_rows(grad)) for grad in grads), strict=True))
     y = mixer.scan(config, runs, states, after)
     of_rows, of_heads = _through_scan(mixer, config, runs, y, after, states, to_rows, accumulate)
     of_others, of_filters = _through_convolution(mixer, config, y, of_rows, to_rows, accumulate)
-    found = [None if p is None else mixer.scratch(*p.shape) for p in mixer.parameters]
+    found = [None if p is None else torch.empty_like(p, dtype=kept) for p in mixer.parameters]
     convolved = to_rows[0][..., mixer.width : mixer.width + mixer.parameters[0].shape[0]]
     sum_rows([*of_filters, *of_heads], found, of_others, convolved)
     return [p for p in found if p is not None]

@@ -17,13 +17,19 @@ from medsora_ops.scan.chunk_backward_kernels import chunk_back, end_of_run, keep
 from medsora_ops.scan.chunk_kernels import (
     activated,
     chunk_decay,
-    pick_rows,
     place_of_program,
     walk_of,
     walk_steps,
 )
 from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
-from medsora_ops.scan.walk_kernels import convolved, path_of_program, row_starts, rows_before, sequences_before
+from medsora_ops.scan.walk_kernels import (
+    convolved,
+    path_of_program,
+    pick_rows,
+    row_starts,
+    rows_before,
+    sequences_before,
+)
 from medsora_ops.triton_math import anew, pick, sigmoid, silu_slope
 
 

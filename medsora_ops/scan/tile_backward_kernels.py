@@ -2,8 +2,8 @@
 
 Nothing was kept from the pass forward. A first round over the heads computes y again and finds what RMSNorm needs of
 all heads, for each token the sums of u^2 and of u * d(norm's result), with u = y * silu(z); a second goes back through
-norm and gate to d(y), a third through the scan and the convolution. The directions, and several paths one launch after
-another, add to the same rows of d(zxbcdt), always in one order.
+norm and gate to d(y), a third through the scan and the convolution. The directions add to the same rows of d(zxbcdt),
+always in one order; each path but the first has rows of its own, added at the end.
 
     tensors       rows, their gradient, and the gradient of the results: each as `rows` of walk_kernels.py
     parameters    filters of the convolution, dt_bias, A, D, norm_weight
@@ -11,7 +11,7 @@ another, add to the same rows of d(zxbcdt), always in one order.
     scratch       y, later d(y), (BLOCK_T, E) of a float type of the host's choice; numbers; square: see
                   tile_scratch_kernels.py
     sums          where this program sums the gradients of conv_weight, conv_bias, dt_bias, A, D, norm_weight; how often
-                  it has added to them, and how often anyone to the tile's rows
+                  it has added to them, and how often to the tile's rows
 
 SIZES and BLOCKS: tile_kernels.py.
 """
@@ -29,8 +29,10 @@ from medsora_ops.scan.tile_kernels import (
     norm_sum,
     not_after,
     packed_walk,
+    path_of_number,
     summed_decay,
     tile_decays,
+    tiles_of,
 )
 from medsora_ops.scan.tile_scratch_kernels import (
     NAMED,
@@ -52,9 +54,10 @@ from medsora_ops.scan.walk_kernels import (
     add_to_rows,
     convolved,
     from_channel,
+    pick_rows,
     rows_before,
 )
-from medsora_ops.triton_math import causal_decays, matmul, settled, sigmoid, silu_slope, softplus
+from medsora_ops.triton_math import anew, causal_decays, matmul, pick, settled, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -225,8 +228,7 @@ def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.con
         wanted = channel < SIZES[1] - start
         first = head * SIZES[1] + start
         before = convolved(given, walk, filters, first, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
-        gate = sigmoid(before)
-        x = settled(before * gate)
+        x = settled(before * sigmoid(before))
         tl.store(x_addresses(square, start, BLOCKS), x.to(square.dtype.element_ty))
         at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
         of_y = tl.load(at_y, mask=wanted[None, :], other=0.0)
@@ -235,6 +237,9 @@ def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.con
         of_skip += tl.sum(of_y * x, axis=1)
         of_step += tl.sum(of_stepped * x, axis=1)
         of_x = skip * of_y + kept(numbers, STEP, BLOCK_T)[:, None] * of_stepped
+        before = settled(before)
+        gate = sigmoid(before)
+        walk = kept_walk(numbers, path, BLOCK_T)
         convolution_back(of_x, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES)
     add_number(of_parameters[4] + head, tl.sum(of_skip), visits)
     keep(numbers, OF_STEP, of_step)
@@ -327,24 +332,33 @@ def scan_back(tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLO
         tl.debug_barrier()  # the next group writes `square` anew
 
 
-@triton.jit(do_not_specialize=["length", "sequences", "stride", "tiles", "videos", "earlier_paths"])
+@triton.jit
+def rows_of_path(path, of_first, of_others, videos, tokens, PATHS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A path's own (videos, tokens, COLUMNS). of_others: those of all but the first, one behind the other."""
+    of_video = tl.cast(tokens, tl.int64) * COLUMNS
+    if PATHS > 1:
+        of_first = tl.where(path == 0, of_first, of_others + of_video * videos * (path - 1))
+    return of_first, of_video, COLUMNS
+
+
+@triton.jit(do_not_specialize=["most", "videos"])
 def path_scan_tile_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
-    grad, grad_video_stride, grad_token_stride, grad_rows, grad_rows_video_stride, grad_rows_token_stride,
-    table, length, sequences, stride, tiles, videos, earlier_paths, y, numbers, square, found, found_width,
+    of_outs, grad_rows, of_others, tables, lengths, sequences, strides, videos, most,
+    y, numbers, square, found, found_width,
     SEGMENTS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """One path. earlier_paths: add to grad_rows, which an earlier path has written. found: (programs, found_width), of
-    the gradients of the parameters, each from one of SEGMENTS on.
+    """All paths; each has a program a tile, at most `most`, one path's behind the other's.
+
+    of_outs: rows of the gradients of the results. grad_rows, of_others: see `rows_of_path`. found: (programs,
+    found_width), of the gradients of the parameters, each from one of SEGMENTS on.
     """
     BLOCK_T: tl.constexpr = BLOCKS[0]
     AT_A_TIME: tl.constexpr = max(BLOCKS[2], BLOCKS[4])
     NUMBERS: tl.constexpr = NAMED + 2 * SIZES[0] + AT_A_TIME
-    tensors = (
-        (rows, video_stride, token_stride),
-        (grad_rows, grad_rows_video_stride, grad_rows_token_stride),
-        (grad, grad_video_stride, grad_token_stride),
-    )
+    COLUMNS: tl.constexpr = 2 * SIZES[0] * SIZES[1] + 2 * SIZES[2] * SIZES[3] + SIZES[0]
+    PATHS: tl.constexpr = len(lengths)
+    number, first = path_of_number(tl.program_id(0), most, lengths, sequences, videos, BLOCK_T)
     parameters = ((conv_weight, conv_bias), dt_bias, A, D, norm_weight)
     program = tl.program_id(0).to(tl.int64)
     scratch = (
@@ -355,15 +369,24 @@ def path_scan_tile_bwd_kernel(
     found += program * found_width
     of_parameters = (found + SEGMENTS[0], found + SEGMENTS[1], found + SEGMENTS[2], found + SEGMENTS[3])
     of_parameters += (found + SEGMENTS[4], found + SEGMENTS[5])
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
+    tiles = tiles_of(pick(number, lengths), pick(number, sequences), videos, BLOCK_T)
+    for tile in tl.range(tl.program_id(0) - first, tiles, tl.minimum(tiles, most), disable_licm=True):
         for direction in tl.range(DIRECTIONS, disable_licm=True):
-            reverse = direction == 1
-            path = (table, length, reverse)
-            sums = (of_parameters, tile - tl.program_id(0) + direction, direction + earlier_paths)
-            # As the turns of one loop, none keeps what another computes, such as addresses, in registers.
+            sums = (of_parameters, tile - (tl.program_id(0) - first) + direction, direction)
+            # As the turns of one loop, none keeps what another computes, such as addresses, in registers. Each looks
+            # up anew what belongs to its path.
             for turn in tl.range(4, disable_licm=True):
+                which = anew(number) if PATHS > 1 else number
+                length, per_video = pick(which, lengths), pick(which, sequences)
+                path = (pick(which, tables), length, direction == 1)
+                tensors = (
+                    (rows, video_stride, token_stride),
+                    rows_of_path(which, grad_rows, of_others, videos, per_video * length, PATHS, COLUMNS),
+                    pick_rows(which, of_outs),
+                )
                 if turn == 0:
-                    keep_walk(scratch[1], packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T))
+                    walk = packed_walk(tile, *path[:2], per_video, pick(which, strides), videos, path[2], BLOCK_T)
+                    keep_walk(scratch[1], walk)
                 elif turn == 1:
                     y_and_norm_sums(tensors, parameters, path, scratch, SIZES, BLOCKS)
                 elif turn == 2:

@@ -1,6 +1,7 @@
 """Launches of the tile kernels: what of `path_scan` they need to know, scratch, and gradients of parameters.
 
-One launch forward, whatever the number of paths; back, one for each path and one that sums the parameters' gradients.
+One launch forward, back two, whatever the number of paths: the second sums the gradients of parameters, and what paths
+find for the same rows.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             *(sum(tiles), videos, gated, squares),
             **mixer.constants(config),
             **config.options(),
-            **(sparing(rows.device) if rows.dtype == torch.float32 else {}),
+            **sparing(rows.device),
         )
     return outputs
 
@@ -96,41 +97,46 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
 def backward(
     grads, grad_rows: Tensor, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig
 ) -> list[Tensor]:
-    """Write grad_rows, all of it. Returns the gradients of the parameters that are not None."""
-    videos = rows.shape[0]
+    """Write grad_rows, contiguous, all of it. Returns the gradients of the parameters that are not None.
+
+    Scratch for each path but the first: its gradient of the rows.
+    """
+    videos, paths = rows.shape[0], len(offsets)
     given = [p for p in parameters if p is not None]
     found_parameters = [torch.empty_like(p) for p in given]
     lengths, sequences, tiles = _cut(rows, offsets, config)
-    programs = [min(count, config.programs * multiprocessors(rows.device)) for count in tiles]
+    most = config.programs * multiprocessors(rows.device)
+    programs = sum(min(count, most) for count in tiles)
     kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
-    most, constants = max(programs), mixer.constants(config)
-    y = rows.new_empty(most * config.tokens * mixer.width, dtype=kept)
+    constants = mixer.constants(config)
+    y = rows.new_empty(programs * config.tokens * mixer.width, dtype=kept)
     blocks = constants["BLOCKS"]
     numbers = _NAMED + 2 * mixer.heads + max(blocks[2], blocks[4])
-    numbers = rows.new_empty(most * numbers * config.tokens, dtype=torch.float32)
-    square = rows.new_empty(most * config.tokens * (2 * config.tokens + blocks[1]))  # and x
+    numbers = rows.new_empty(programs * numbers * config.tokens, dtype=torch.float32)
+    square = rows.new_empty(programs * config.tokens * (2 * config.tokens + blocks[1]))  # and x
     # Each parameter begins at a multiple of what one program sums: at a whole line of the cache.
     sizes = [0 if p is None else p.numel() for p in parameters]
     ends = [0]
     for size in sizes:
         ends.append(ends[-1] + -(-size // SUMMED) * SUMMED)
     segments, width = tuple(ends[:-1]), ends[-1]
-    found = rows.new_empty(sum(programs), width, dtype=torch.float32)
-    options = constants | config.options() | sparing(rows.device)
-    of_rows = (rows, *rows.stride()[:2], *parameters, mixer.eps)
-    to_rows = (grad_rows, *grad_rows.stride()[:2])
+    found = rows.new_empty(programs, width, dtype=torch.float32)
+    of_others = rows.new_empty(paths - 1, *rows.shape) if paths > 1 else None
+    of_outs = tuple(zip(*((grad, *grad.stride()[:2]) for grad in grads), strict=True))
     with on_device(rows):
-        for path, (grad, table, stride) in enumerate(zip(grads, offsets, strides, strict=True)):
-            launch(
-                _backward_kernels().path_scan_tile_bwd_kernel,
-                programs[path],
-                *(*of_rows, grad, *grad.stride()[:2], *to_rows),
-                *(table, lengths[path], sequences[path], stride, tiles[path], videos, path),
-                *(y, numbers, square, found[sum(programs[:path]) :] if path else found, width),
-                SEGMENTS=segments,
-                **options,
-            )
-        sum_rows([found[:, start:] for start, size in zip(segments, sizes, strict=True) if size], found_parameters)
+        launch(
+            _backward_kernels().path_scan_tile_bwd_kernel,
+            programs,
+            *(rows, *rows.stride()[:2], *parameters, mixer.eps),
+            *(of_outs, grad_rows, of_others, tuple(offsets), lengths, sequences, tuple(strides), videos, most),
+            *(y, numbers, square, found, width),
+            SEGMENTS=segments,
+            **constants,
+            **config.options(),
+            **sparing(rows.device),
+        )
+        of_parameters = [found[:, start:] for start, size in zip(segments, sizes, strict=True) if size]
+        sum_rows(of_parameters, found_parameters, of_others, grad_rows)
     return found_parameters
 
 

@@ -28,12 +28,12 @@ NAMED = tl.constexpr(7)
 
 @triton.jit
 def keep(numbers, which, value):
-    tl.store(numbers + which * value.shape[0] + tl.arange(0, value.shape[0]), value)
+    tl.store(anew(numbers) + which * value.shape[0] + tl.arange(0, value.shape[0]), value)
 
 
 @triton.jit
 def kept(numbers, which, SIZE: tl.constexpr):
-    return tl.load(numbers + which * SIZE + tl.arange(0, SIZE))
+    return tl.load(anew(numbers) + which * SIZE + tl.arange(0, SIZE))
 
 
 @triton.jit
@@ -48,7 +48,6 @@ def keep_walk(numbers, walk):
 def kept_walk(numbers, path, SIZE: tl.constexpr):
     """path: the table of offsets, the length, and whether it is walked back."""
     table, length, reverse = path
-    numbers = anew(numbers)
     video = kept(numbers, VIDEO, SIZE).to(tl.int32, bitcast=True)
     start = kept(numbers, START, SIZE).to(tl.int32, bitcast=True)
     place = kept(numbers, PLACE, SIZE).to(tl.int32, bitcast=True)

@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from medsora_ops.triton_math import pick
+
 
 @triton.jit
 def path_of_program(PATHS: tl.constexpr):
@@ -21,6 +23,13 @@ def path_of_program(PATHS: tl.constexpr):
         return 0
     else:
         return tl.program_id(2)
+
+
+@triton.jit
+def pick_rows(path, rows):
+    """One path's rows; rows: pointers, video strides and token strides of all of them."""
+    pointers, video_strides, token_strides = rows
+    return pick(path, pointers), pick(path, video_strides), pick(path, token_strides)
 
 
 @triton.jit
@@ -123,7 +132,8 @@ def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, 
     weights += first * TAPS
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
-    for back in tl.range(TAPS, loop_unroll_factor=2, disable_licm=True):  # all at once takes too many registers
+    AT_ONCE: tl.constexpr = 2 - TAPS % 2  # more take too many registers, and so does what an odd number leaves over
+    for back in tl.range(TAPS, loop_unroll_factor=AT_ONCE, disable_licm=True):
         weight = tl.load(weights + (TAPS - 1 - back) + channel * TAPS, mask=wanted, other=0.0).to(tl.float32)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:

@@ -46,12 +46,12 @@ def last_programs(monkeypatch):
 def shares(monkeypatch, last_programs):
     """Of each call of `sum_rows`, what its programs would sum: of each source the last video's part, or last row.
 
-    And what they would add: of the planes the last video's part.
+    And what they would add: of the last plane the last video's part.
     """
     seen = []
 
     def keep(sources, outs, planes=None, onto=None):
-        of_call = [] if planes is None else [planes[:, -1].clone()]
+        of_call = [] if planes is None else [planes[-1, -1].clone()]
         for source, out in zip(sources, outs, strict=True):
             if out is not None:
                 last = source[-1] if source.dim() < 4 else source[-1, -1]
@@ -105,6 +105,24 @@ def test_tiles(shares):
     assert many.numel() > LIMIT
     check_last(run(many, one_of_many(grad, videos)), run(rows, grad))
     check_shares(shares)
+
+
+def test_tiles_of_another_path(shares):
+    """2^31 numbers of its share of the gradient, and of all paths' scratch."""
+    case = replace(PATH, kinds=("raster",) * 3, grid=(1, 1, 16))
+    (rows, *parameters), (grad, *_) = case.tensors("cpu")
+    mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *case.settings.values())
+    config = replace(tile_launch.BACKWARD, tokens=16, state=32, channels=256, programs=LIMIT)
+    tables, strides = [p.offsets(rows.device) for p in case.paths], [p.stride for p in case.paths]
+    videos = LIMIT // (16 * rows.shape[2]) + 9
+
+    def run(rows, grad):
+        tile_launch.backward([grad] * 3, torch.empty_like(rows), rows, parameters, tables, strides, mixer, config)
+
+    run(one_of_many(rows, videos), one_of_many(grad, videos))
+    run(rows, grad)
+    check_shares(shares)
+    assert shares[0][0].numel() == rows.numel() and shares[0][0].isfinite().all()
 
 
 @pytest.mark.parametrize("paths", [1, 2])
