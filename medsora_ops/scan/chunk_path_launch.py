@@ -96,11 +96,11 @@ def path_scan_chunked_backward(
     *settings,
     accumulate: bool = False,
     config: ChunkConfig | None = None,
+    kept: torch.dtype | None = None,
 ) -> list[Tensor]:
     """Gradients of the parameters (those not None), in their order; only the inputs were kept.
 
-    They are in the parameters' types, or in float32 where several launches' are added.
-
+    kept: their type; None: each parameter's, or float32 where several launches' are added.
     grad_rows: becomes the gradient of zxbcdt, or with `accumulate` has it added; its channels are contiguous.
     Four launches for paths that go together, without a cut. Scratch, for each of these, token and direction, in the
     type of y (bfloat16 rows: theirs, else float32): y (E), and 2 heads state for the heads' shares of dB and dC; E more
@@ -113,7 +113,7 @@ def path_scan_chunked_backward(
     mixer = PathMixer.of(zxbcdt, parameters, tables, strides, *settings)
     config = config or fitting(BACKWARD, zxbcdt.dtype, mixer.sizes[3])
     total, done, parts = None, 0, mixer.parts(config)
-    kept = torch.float32 if len(parts) > 1 else None
+    kept = torch.float32 if len(parts) > 1 else kept
     with on_device(mixer.rows):
         for part in parts:
             of_paths = grads[done : done + part.paths]

@@ -29,10 +29,9 @@ from medsora_ops.scan.tile_kernels import (
     norm_sum,
     not_after,
     packed_walk,
-    path_of_number,
+    path_of_tile,
     summed_decay,
     tile_decays,
-    tiles_of,
 )
 from medsora_ops.scan.tile_scratch_kernels import (
     NAMED,
@@ -237,6 +236,7 @@ def head_back_to_x(head, tensors, parameters, path, scratch, sums, SIZES: tl.con
         of_skip += tl.sum(of_y * x, axis=1)
         of_step += tl.sum(of_stepped * x, axis=1)
         of_x = skip * of_y + kept(numbers, STEP, BLOCK_T)[:, None] * of_stepped
+        # Computed and read again: over the product they would take registers.
         before = settled(before)
         gate = sigmoid(before)
         walk = kept_walk(numbers, path, BLOCK_T)
@@ -333,22 +333,23 @@ def scan_back(tensors, parameters, path, scratch, sums, SIZES: tl.constexpr, BLO
 
 
 @triton.jit
-def rows_of_path(path, of_first, of_others, videos, tokens, PATHS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A path's own (videos, tokens, COLUMNS). of_others: those of all but the first, one behind the other."""
-    of_video = tl.cast(tokens, tl.int64) * COLUMNS
-    if PATHS > 1:
-        of_first = tl.where(path == 0, of_first, of_others + of_video * videos * (path - 1))
-    return of_first, of_video, COLUMNS
+def rows_of_path(path, first, others, videos, tokens, PATHS: tl.constexpr, COLUMNS: tl.constexpr):
+    """A path's own (videos, tokens, COLUMNS): `first`, or one of `others`, which lie one behind the other."""
+    video_stride = tl.cast(tokens, tl.int64) * COLUMNS
+    if PATHS == 1:
+        return first, video_stride, COLUMNS
+    else:
+        return tl.where(path == 0, first, others + video_stride * videos * (path - 1)), video_stride, COLUMNS
 
 
-@triton.jit(do_not_specialize=["most", "videos"])
+@triton.jit(do_not_specialize=["tiles", "videos"])
 def path_scan_tile_bwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
-    of_outs, grad_rows, of_others, tables, lengths, sequences, strides, videos, most,
+    of_outs, grad_rows, of_others, tables, lengths, sequences, strides, tiles, videos,
     y, numbers, square, found, found_width,
     SEGMENTS: tl.constexpr, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """All paths; each has a program a tile, at most `most`, one path's behind the other's.
+    """All paths: their tiles, one path's behind the other's.
 
     of_outs: rows of the gradients of the results. grad_rows, of_others: see `rows_of_path`. found: (programs,
     found_width), of the gradients of the parameters, each from one of SEGMENTS on.
@@ -358,7 +359,6 @@ def path_scan_tile_bwd_kernel(
     NUMBERS: tl.constexpr = NAMED + 2 * SIZES[0] + AT_A_TIME
     COLUMNS: tl.constexpr = 2 * SIZES[0] * SIZES[1] + 2 * SIZES[2] * SIZES[3] + SIZES[0]
     PATHS: tl.constexpr = len(lengths)
-    number, first = path_of_number(tl.program_id(0), most, lengths, sequences, videos, BLOCK_T)
     parameters = ((conv_weight, conv_bias), dt_bias, A, D, norm_weight)
     program = tl.program_id(0).to(tl.int64)
     scratch = (
@@ -369,24 +369,24 @@ def path_scan_tile_bwd_kernel(
     found += program * found_width
     of_parameters = (found + SEGMENTS[0], found + SEGMENTS[1], found + SEGMENTS[2], found + SEGMENTS[3])
     of_parameters += (found + SEGMENTS[4], found + SEGMENTS[5])
-    tiles = tiles_of(pick(number, lengths), pick(number, sequences), videos, BLOCK_T)
-    for tile in tl.range(tl.program_id(0) - first, tiles, tl.minimum(tiles, most), disable_licm=True):
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         for direction in tl.range(DIRECTIONS, disable_licm=True):
-            sums = (of_parameters, tile - (tl.program_id(0) - first) + direction, direction)
+            reverse = direction == 1
+            sums = (of_parameters, tile - tl.program_id(0) + direction, direction)
             # As the turns of one loop, none keeps what another computes, such as addresses, in registers. Each looks
-            # up anew what belongs to its path.
+            # up anew what belongs to the tile's path.
             for turn in tl.range(4, disable_licm=True):
-                which = anew(number) if PATHS > 1 else number
-                length, per_video = pick(which, lengths), pick(which, sequences)
-                path = (pick(which, tables), length, direction == 1)
+                number, first = path_of_tile(anew(tile) if PATHS > 1 else tile, lengths, sequences, videos, BLOCK_T)
+                table, length, per_video = pick(number, tables), pick(number, lengths), pick(number, sequences)
+                path = (table, length, reverse)
                 tensors = (
                     (rows, video_stride, token_stride),
-                    rows_of_path(which, grad_rows, of_others, videos, per_video * length, PATHS, COLUMNS),
-                    pick_rows(which, of_outs),
+                    rows_of_path(number, grad_rows, of_others, videos, per_video * length, PATHS, COLUMNS),
+                    pick_rows(number, of_outs),
                 )
                 if turn == 0:
-                    walk = packed_walk(tile, *path[:2], per_video, pick(which, strides), videos, path[2], BLOCK_T)
-                    keep_walk(scratch[1], walk)
+                    place = tile - first, table, length, per_video, pick(number, strides), videos
+                    keep_walk(scratch[1], packed_walk(*place, reverse, BLOCK_T))
                 elif turn == 1:
                     y_and_norm_sums(tensors, parameters, path, scratch, SIZES, BLOCKS)
                 elif turn == 2:

@@ -32,19 +32,13 @@ def packed_walk(tile, table, length, sequences, stride, videos, reverse, BLOCK_T
 
 
 @triton.jit
-def tiles_of(length, sequences, videos, BLOCK_T: tl.constexpr):
-    """How many tiles hold a path's sequences, whole."""
-    return tl.cdiv(videos * sequences, BLOCK_T // length)
-
-
-@triton.jit
-def path_of_number(number, most, lengths, sequences, videos, BLOCK_T: tl.constexpr):
-    """The path that a number is of, and the first of its numbers: each path has one a tile, at most `most`."""
+def path_of_tile(tile, lengths, sequences, videos, BLOCK_T: tl.constexpr):
+    """The path that a tile is of, one path's lying behind the other's, and the first of that path's."""
     path, first, end = 0, 0, 0
     for p in tl.static_range(1, len(lengths)):
-        end += tl.minimum(tiles_of(lengths[p - 1], sequences[p - 1], videos, BLOCK_T), most)
-        path += (number >= end).to(tl.int32)
-        first = tl.where(number >= end, end, first)
+        end += tl.cdiv(videos * sequences[p - 1], BLOCK_T // lengths[p - 1])
+        path += (tile >= end).to(tl.int32)
+        first = tl.where(tile >= end, end, first)
     return path, first
 
 
@@ -140,7 +134,7 @@ def path_scan_tile_fwd_kernel(
     gated += program * DIRECTIONS * BLOCK_T * WIDTH
     squares += program * DIRECTIONS * HEADS * BLOCK_T
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
-        path, first = path_of_number(tile, tiles, lengths, sequences, videos, BLOCK_T)
+        path, first = path_of_tile(tile, lengths, sequences, videos, BLOCK_T)
         place_of_tile = tile - first, pick(path, tables), pick(path, lengths)
         place_of_path = pick(path, sequences), pick(path, strides), videos
         for direction in tl.range(DIRECTIONS, disable_licm=True):

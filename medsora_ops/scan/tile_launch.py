@@ -77,8 +77,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
     outputs = [rows.new_empty(videos, tokens, mixer.width) for _ in offsets]
     lengths, sequences, tiles = _cut(rows, offsets, config)
     programs = min(sum(tiles), config.programs * multiprocessors(rows.device))
-    kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
-    gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=kept)
+    gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=_scratch_type(rows))
     squares = rows.new_empty(programs * mixer.directions * config.tokens * mixer.heads, dtype=torch.float32)
     with on_device(rows):
         launch(
@@ -95,21 +94,20 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
 
 
 def backward(
-    grads, grad_rows: Tensor, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig
+    grads, grad_rows: Tensor, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig, kept=None
 ) -> list[Tensor]:
     """Write grad_rows, contiguous, all of it. Returns the gradients of the parameters that are not None.
 
-    Scratch for each path but the first: its gradient of the rows.
+    kept: their type; None: each parameter's. Scratch, beside that of the programs: for each path but the first its
+    gradient of the rows.
     """
     videos, paths = rows.shape[0], len(offsets)
     given = [p for p in parameters if p is not None]
-    found_parameters = [torch.empty_like(p) for p in given]
+    found_parameters = [torch.empty_like(p, dtype=kept) for p in given]
     lengths, sequences, tiles = _cut(rows, offsets, config)
-    most = config.programs * multiprocessors(rows.device)
-    programs = sum(min(count, most) for count in tiles)
-    kept = torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
+    programs = min(sum(tiles), config.programs * multiprocessors(rows.device))
     constants = mixer.constants(config)
-    y = rows.new_empty(programs * config.tokens * mixer.width, dtype=kept)
+    y = rows.new_empty(programs * config.tokens * mixer.width, dtype=_scratch_type(rows))
     blocks = constants["BLOCKS"]
     numbers = _NAMED + 2 * mixer.heads + max(blocks[2], blocks[4])
     numbers = rows.new_empty(programs * numbers * config.tokens, dtype=torch.float32)
@@ -128,7 +126,7 @@ def backward(
             _backward_kernels().path_scan_tile_bwd_kernel,
             programs,
             *(rows, *rows.stride()[:2], *parameters, mixer.eps),
-            *(of_outs, grad_rows, of_others, tuple(offsets), lengths, sequences, tuple(strides), videos, most),
+            *(of_outs, grad_rows, of_others, tuple(offsets), lengths, sequences, tuple(strides), sum(tiles), videos),
             *(y, numbers, square, found, width),
             SEGMENTS=segments,
             **constants,
@@ -147,6 +145,10 @@ def _cut(rows: Tensor, offsets, config: TileConfig):
     return lengths, sequences, [
         -(-rows.shape[0] * count // (config.tokens // length)) for length, count in zip(lengths, sequences, strict=True)
     ]  # fmt: skip
+
+
+def _scratch_type(rows: Tensor) -> torch.dtype:
+    return torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
 
 
 def _power(size: int) -> int:

@@ -50,17 +50,19 @@ def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> l
     grads = [_whole_rows(grad) for grad in grads]
     grad_rows, totals = rows.new_empty(rows.shape), None
     short, long = _by_length(offsets, settings)
+    of_long = _by_config("path_scan_chunk_bwd", BACKWARD, rows, parameters, offsets, long, settings)
+    kept = torch.float32 if bool(short) + len(of_long) > 1 else None  # where gradients of parameters are added
     if short:
         tables, steps = [offsets[i] for i in short], [strides[i] for i in short]
         mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
         config = _config("path_scan_tile_bwd", tile_launch.BACKWARD, rows, tables, mixer)
         of_paths = [grads[i] for i in short]
-        totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config)
-    for config, paths in _by_config("path_scan_chunk_bwd", BACKWARD, rows, parameters, offsets, long, settings):
+        totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config, kept)
+    for config, paths in of_long:
         of_paths = [grads[i] for i in paths]
         along = [offsets[i] for i in paths], [strides[i] for i in paths], *settings
         found = chunk_path_launch.path_scan_chunked_backward(
-            of_paths, grad_rows, rows, *parameters, *along, accumulate=totals is not None, config=config
+            of_paths, grad_rows, rows, *parameters, *along, accumulate=totals is not None, config=config, kept=kept
         )
         totals = found if totals is None else [a + b for a, b in zip(totals, found, strict=True)]
     return [grad_rows, *(t.to(p.dtype) for t, p in zip(totals, (p for p in parameters if p is not None), strict=True))]
