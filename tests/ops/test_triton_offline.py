@@ -71,6 +71,15 @@ def test_rows_are_copied_in_pieces_of_16_bytes():
             assert f"ld.global.{piece}" in code and f"st.global.{piece}" in code
 
 
+@pytest.mark.parametrize(("head_dim", "state"), [(32, 16), (64, 64)])
+def test_states_that_are_taken_at_once_compile_for_blackwell(head_dim, state):
+    """Loops of one turn are none to the compiler: then a pass of Triton's failed on what was left of them."""
+    settings = (16 * head_dim, head_dim, state, 1, 4, True, None, True, torch.bfloat16, torch.float32, True)
+    with offline.compiling_for("cuda:100") as compiled:
+        describe((ScanPath.plane("fw", (6, 8, 8)),), *settings)
+    assert len(compiled) == 1 + 2
+
+
 def test_few_launches():
     """Of all paths: forward one, back two; of long ones two, and four."""
     long = ScanPath.plane("fw", (8, 16, 16)), ScanPath.plane("fh", (8, 16, 16))
