@@ -82,6 +82,13 @@ def x_addresses(square, first, BLOCKS: tl.constexpr):
 
 
 @triton.jit
+def turned_x_addresses(square, first, BLOCKS: tl.constexpr):
+    """The same, [channels, tokens]. Not by tl.trans: Triton for AMD has none of addresses."""
+    row, channel = tl.arange(0, BLOCKS[0]), tl.arange(0, BLOCKS[4])
+    return square + 2 * BLOCKS[0] * BLOCKS[0] + first + row[None, :] * BLOCKS[1] + channel[:, None]
+
+
+@triton.jit
 def convolution_back(
     grad, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES: tl.constexpr,
 ):  # fmt: skip
@@ -264,7 +271,7 @@ def head_back_to_steps(head, tensors, parameters, path, scratch, sums, SIZES: tl
         channel = tl.arange(0, BLOCKS[4])
         at_y = channel_addresses(y_kept, head * SIZES[1] + start, channel, SIZES, BLOCKS)
         of_y = tl.load(at_y, mask=(channel < SIZES[1] - start)[None, :], other=0.0)
-        x = tl.load(tl.trans(x_addresses(square, start, BLOCKS)))
+        x = tl.load(turned_x_addresses(square, start, BLOCKS))
         of_products += matmul(of_y, x, given[0].dtype.element_ty)
     walk = kept_walk(numbers, path, BLOCK_T)
     step, total = kept(numbers, STEP, BLOCK_T), kept(numbers, TOTAL, BLOCK_T)
