@@ -14,13 +14,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.chunk_backward_kernels import chunk_back, end_of_run, keep_chunk, turned_state_after
-from medsora_ops.scan.chunk_kernels import (
-    activated,
-    chunk_decay,
-    place_of_program,
-    walk_of,
-    walk_steps,
-)
+from medsora_ops.scan.chunk_kernels import activated, chunk_decay, place_of_program, walk_of, walk_steps
 from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
 from medsora_ops.scan.walk_kernels import (
     convolved,
