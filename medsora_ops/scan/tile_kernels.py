@@ -85,7 +85,7 @@ def group_scores(rows, walk, filters, group, OPERANDS: tl.constexpr, SIZES: tl.c
         wanted = which < SIZES[3] - first
         b = group_projection(rows, walk, filters, of_b + first, which, wanted, SIZES)
         c = group_projection(rows, walk, filters, of_c + first, which, wanted, SIZES)
-        # Settled: where the loop has one turn, Triton 3.6 to 3.9 fail on sm_100 over a product added to zeros.
+        # Settled: where the loop has one turn, Triton 3.6 and 3.9 fail on sm_100 over a product added to zeros.
         scores += settled(matmul(settled(c * sigmoid(c)), tl.trans(settled(b * sigmoid(b))), OPERANDS))
     return scores
 
