@@ -127,11 +127,12 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
     for processors in (2, MANY):
         with compiling_for(target, processors) as compiled:
             describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
+            describe((ScanPath.plane("fw", (6, 32, 20)), ScanPath.plane("fh", (6, 32, 20))), *settings)
             describe((ScanPath.raster((8, 16, 16)),), *settings)
-            long = ScanPath.plane("fw", (8, 32, 48)), ScanPath.plane("fh", (8, 32, 48))
+            long = ScanPath.plane("fw", (8, 48, 64)), ScanPath.plane("fh", (8, 48, 64))
             describe(long, *settings)
             if processors == MANY:  # where long paths go together
-                describe((ScanPath.temporal((8, 32, 48)), *long), *settings)  # and add to the short one's gradient
+                describe((ScanPath.temporal((8, 48, 64)), *long), *settings)  # and add to the short one's gradient
             else:
                 describe((ScanPath.temporal((6, 8, 8)),), *without_bias)
             scans.ssd_scan_backward(scans.ssd_scan(*arguments), *arguments)

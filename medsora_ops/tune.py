@@ -32,15 +32,15 @@ def candidates(
     kernel: str, length: int, dtype: torch.dtype, state: int, architecture: str = ""
 ) -> Iterator[object]:  # fmt: skip
     """The configurations worth a try on an architecture, its default first."""
-    from medsora_ops.scan import chunk_config, tile_launch
+    from medsora_ops.scan import chunk_config
 
-    rooms = tile_launch if "tile" in kernel else chunk_config
+    rooms = _whole(kernel) or chunk_config
     default = rooms.FORWARD if kernel.endswith("fwd") else rooms.BACKWARD
-    if "tile" not in kernel:
+    if rooms is chunk_config:
         default = chunk_config.fitting(default, dtype, state, architecture)
     yield default
-    if "tile" in kernel:
-        tokens = [size for size in (16, 32, 64) if size >= length]
+    if rooms is not chunk_config:
+        tokens = [size for size in (16, 32, 64) if size >= length or "tile" not in kernel]
         choices = dict(tokens=tokens, state=(32, 64), channels=(16, 32), programs=(1, 2, 4), num_warps=(4, 8, 16))
     else:
         choices = dict(tokens=(16, 32, 64, 128), channels=(32, 64), num_warps=(4, 8), num_stages=(1, 2))
@@ -56,7 +56,8 @@ def candidates(
 
 def work(kernel: str, length: int, head_dim: int, state: int, dtype, device, tokens: int) -> Callable[[object], list]:
     """A function of a configuration that runs `kernel`, and what goes with it, on random inputs of about `tokens`."""
-    from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
+    from medsora_ops.scan import chunk_launch, chunk_path_launch
+    from medsora_ops.scan.tile_launch import Mixer
 
     width, mixed = HEADS * head_dim, HEADS * head_dim + 2 * state
     made = torch.Generator(device).manual_seed(0)
@@ -87,12 +88,13 @@ def work(kernel: str, length: int, head_dim: int, state: int, dtype, device, tok
     settings = (head_dim, 1, True, 1e-5, width)
     tables, strides = [path.offsets(device)], [path.stride]
     grad, grad_rows = normal(*rows.shape[:2], width), torch.empty_like(rows)
-    if "tile" in kernel:
-        mixer = tile_launch.Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
+    whole = _whole(kernel)
+    if whole:
+        mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
         if kernel.endswith("fwd"):
-            return lambda config: tile_launch.forward(rows, parameters, tables, strides, mixer, config)
+            return lambda config: whole.forward(rows, parameters, tables, strides, mixer, config)
         given = ([grad], grad_rows, rows, parameters, tables, strides, mixer)
-        return lambda config: [*tile_launch.backward(*given, config), grad_rows]
+        return lambda config: [*whole.backward(*given, config), grad_rows]
     along = (*parameters, tables, strides, *settings)
     if kernel.endswith("fwd"):
         return lambda config: chunk_path_launch.path_scan_chunked(rows, *along, config=config)
@@ -100,6 +102,14 @@ def work(kernel: str, length: int, head_dim: int, state: int, dtype, device, tok
         *chunk_path_launch.path_scan_chunked_backward([grad], grad_rows, rows, *along, config=config),
         grad_rows,
     ]
+
+
+def _whole(kernel: str):
+    """The launches of whole sequences that `kernel` is of; None: it goes chunk by chunk."""
+    from medsora_ops.scan import sequence_launch, tile_launch
+
+    rooms = {"path_scan_tile": tile_launch, "path_scan_sequence": sequence_launch}
+    return rooms.get(kernel.rpartition("_")[0])
 
 
 def seconds(run: Callable[[], object], device: torch.device, rounds: int) -> list[float]:
@@ -192,12 +202,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _cases(options) -> Iterator[tuple[str, int, int, int, str]]:
+    from medsora_ops.scan.sequence_launch import LONGEST
     from medsora_ops.scan.tile_launch import LONGEST_TILE
 
     for length, head_dim, state, dtype in itertools.product(
         options.lengths, options.head_dims, options.states, options.dtypes
     ):
-        kernels = ["path_scan_tile"] if length <= LONGEST_TILE else ["path_scan_chunk", "ssd_scan"]
+        if length <= LONGEST_TILE:
+            kernels = ["path_scan_tile"]
+        else:
+            kernels = ["path_scan_sequence"] * (length <= LONGEST) + ["path_scan_chunk", "ssd_scan"]
         for kernel, way in itertools.product(kernels, ("fwd", "bwd")):
             yield f"{kernel}_{way}", length, head_dim, state, dtype
 

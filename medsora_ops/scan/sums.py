@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from medsora_ops.launch import launch
@@ -42,3 +43,28 @@ def sum_rows(
         num_warps=8,
         enable_fp_fusion=True,
     )
+
+
+def planes(rows: Tensor, grad_rows: Tensor, paths: int, accumulate: bool):
+    """Where the first path and where the others write their gradient of the rows; and what of it is then to be added.
+
+    The first writes grad_rows, unless something is there.
+    """
+    own = paths if accumulate else paths - 1
+    added = rows.new_empty(own, *rows.shape) if own else None
+    return (added[0], added[1:], added) if accumulate else (grad_rows, added, added)
+
+
+def shares(rows: Tensor, parameters: Sequence[Tensor | None], programs: int) -> tuple[tuple[int, ...], Tensor]:
+    """Where each program sums the gradients of all parameters, a row a program, and where in it each one's begins."""
+    # At a multiple of what one program sums: at a whole line of the cache.
+    sizes = [0 if p is None else -(-p.numel() // SUMMED) * SUMMED for p in parameters]
+    segments = tuple(sum(sizes[:k]) for k in range(len(sizes)))
+    return segments, rows.new_empty(programs, sum(sizes), dtype=torch.float32)
+
+
+def sum_shares(parameters, segments, found: Tensor, kept, added: Tensor | None, grad_rows: Tensor) -> list[Tensor]:
+    """The gradients of the parameters that are not None, of type `kept` or their own; adds `added` to grad_rows."""
+    sums = [None if p is None else torch.empty_like(p, dtype=kept) for p in parameters]
+    sum_rows([found[:, start:] for start in segments], sums, added, grad_rows)
+    return [total for total in sums if total is not None]

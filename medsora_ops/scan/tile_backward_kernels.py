@@ -89,13 +89,11 @@ def turned_x_addresses(square, first, BLOCKS: tl.constexpr):
 
 
 @triton.jit
-def convolution_back(
-    grad, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES: tl.constexpr,
-):  # fmt: skip
-    """From the gradient of SiLU's result, channels counted from `first` of (x, B, C), to rows, weights and biases.
+def filters_back(grad, tile, tensors, parameters, walk, sums, first, wanted, SIZES: tl.constexpr):
+    """From the gradient of the convolution's result to rows, weights and biases.
 
-    before, gate: the convolution's result and its sigmoid. The gradient of a row is gathered, through memory, from the
-    tokens after it: a tile must hold whole sequences.
+    tile: addresses of that gradient, float32, in memory, where the tokens after these follow. A row's gradient is
+    gathered from them, so that they must be there.
     """
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     TAPS: tl.constexpr = SIZES[4]
@@ -106,11 +104,6 @@ def convolution_back(
     weights += first * TAPS
     of_weights, of_biases = of_parameters[0] + first * TAPS, of_parameters[1] + first
     channel = tl.arange(0, grad.shape[1])
-    grad = tl.where(inside[:, None], grad * silu_slope(before, gate), 0.0)
-    row = tl.arange(0, grad.shape[0])
-    tile = scratch[1] + (NAMED + 2 * SIZES[0]) * grad.shape[0] + row[:, None] * grad.shape[1] + channel[None, :]
-    tl.store(tile, grad)
-    tl.debug_barrier()
     of_rows = tl.zeros(grad.shape, tl.float32)
     for back in tl.range(TAPS, disable_licm=True):
         follows = inside & (place + back < length)
@@ -122,6 +115,23 @@ def convolution_back(
     add_to_rows(to_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
     if biases is not None:
         add_to(of_biases + channel, tl.sum(grad, axis=0), wanted, visits)
+
+
+@triton.jit
+def convolution_back(
+    grad, before, gate, tensors, parameters, walk, scratch, sums, first, wanted, SIZES: tl.constexpr,
+):  # fmt: skip
+    """From the gradient of SiLU's result, channels counted from `first` of (x, B, C), to rows, weights and biases.
+
+    before, gate: the convolution's result and its sigmoid. A tile must hold whole sequences.
+    """
+    channel = tl.arange(0, grad.shape[1])
+    grad = tl.where(walk[4][:, None], grad * silu_slope(before, gate), 0.0)
+    row = tl.arange(0, grad.shape[0])
+    tile = scratch[1] + (NAMED + 2 * SIZES[0]) * grad.shape[0] + row[:, None] * grad.shape[1] + channel[None, :]
+    tl.store(tile, grad)
+    tl.debug_barrier()
+    filters_back(grad, tile, tensors, parameters, walk, sums, first, wanted, SIZES)
     tl.debug_barrier()  # the next one writes the tile anew
 
 
@@ -170,40 +180,48 @@ def y_and_norm_sums(tensors, parameters, path, scratch, SIZES: tl.constexpr, BLO
 
 
 @triton.jit
+def channels_back(at_y, r, shared, tensors, norm_weight, walk, sums, first, wanted):
+    """Back through norm and gate, channels counted from `first`: d(y), in place of y, d(z), and d(norm_weight).
+
+    at_y: addresses of y in scratch. r, shared: of each token, what the norm scales by, and how much of u it takes away.
+    """
+    given, to_rows, of_results = tensors
+    of_parameters, visits, row_visits = sums
+    channel = tl.arange(0, wanted.shape[0])
+    y = tl.load(at_y, mask=wanted[None, :], other=0.0).to(tl.float32)
+    z = rows_before(from_channel(given, first), walk, channel, wanted, 0)
+    gate = sigmoid(z)
+    u = y * z * gate
+    of_out = rows_before(from_channel(of_results, first), walk, channel, wanted, 0)
+    of_weight = tl.sum(tl.where(walk[4][:, None], of_out * u * r[:, None], 0.0), axis=0)
+    add_to(of_parameters[5] + first + channel, of_weight, wanted, visits)
+    weight = tl.load(norm_weight + first + channel, mask=wanted, other=0.0).to(tl.float32)
+    of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
+    of_u = tl.where(walk[4][:, None], of_u, 0.0)  # with an eps of zero r is infinite where there is no token
+    # u = y silu(z)
+    add_to_rows(from_channel(to_rows, first), walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
+    tl.store(at_y, (of_u * z * gate).to(at_y.dtype.element_ty), mask=wanted[None, :])
+
+
+@triton.jit
 def norm_and_gate_back(tensors, parameters, path, scratch, sums, eps, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """The second round: d(y), in place of y, d(z), and d(norm_weight)."""
     NORMED: tl.constexpr = SIZES[5] * SIZES[1]
     BLOCK_T: tl.constexpr = BLOCKS[0]
-    given, to_rows, of_results = tensors
     _, _, _, _, norm_weight = parameters
     y_kept, numbers, _ = scratch
-    of_parameters, visits, row_visits = sums
     for norm in tl.range(SIZES[0] // SIZES[5], disable_licm=True):
         squares = numbers + NAMED * BLOCK_T
         # out = u r w, r = (mean u^2 + eps)^(-1/2)
-        r = tl.rsqrt(norm_sum(squares, norm * SIZES[5], SIZES, BLOCKS) / NORMED + eps)
-        shared = norm_sum(squares + SIZES[0] * BLOCK_T, norm * SIZES[5], SIZES, BLOCKS) * r * r * r / NORMED
+        r = tl.rsqrt(norm_sum(squares, norm * SIZES[5], BLOCK_T, SIZES, BLOCKS) / NORMED + eps)
+        shared = norm_sum(squares + SIZES[0] * BLOCK_T, norm * SIZES[5], BLOCK_T, SIZES, BLOCKS) * r * r * r / NORMED
         for start in tl.range(0, NORMED, BLOCKS[4], disable_licm=True):
             walk = kept_walk(numbers, path, BLOCK_T)
             channel = tl.arange(0, BLOCKS[4])
             wanted = channel < NORMED - start
             first = norm * NORMED + start
-            given_x = from_channel(given, first)
-            of_results_x = from_channel(of_results, first)
-            to_rows_x = from_channel(to_rows, first)
             at_y = channel_addresses(y_kept, first, channel, SIZES, BLOCKS)
-            y = tl.load(at_y, mask=wanted[None, :], other=0.0).to(tl.float32)
-            z = rows_before(given_x, walk, channel, wanted, 0)
-            gate = sigmoid(z)
-            u = y * z * gate
-            of_out = rows_before(of_results_x, walk, channel, wanted, 0)
-            of_weight = tl.sum(of_out * u * r[:, None], axis=0)
-            add_to(of_parameters[5] + first + channel, of_weight, wanted, visits)
-            weight = tl.load(norm_weight + first + channel, mask=wanted, other=0.0).to(tl.float32)
-            of_u = of_out * weight[None, :] * r[:, None] - u * shared[:, None]
-            # u = y silu(z)
-            add_to_rows(to_rows_x, walk, channel, wanted, of_u * y * silu_slope(z, gate), row_visits)
-            tl.store(at_y, (of_u * z * gate).to(y_kept.dtype.element_ty), mask=wanted[None, :])
+            channels_back(at_y, r, shared, tensors, norm_weight, walk, sums, first, wanted)
 
 
 @triton.jit

@@ -105,12 +105,12 @@ def head_channels(head, SIZES: tl.constexpr, BLOCK_P: tl.constexpr):
 
 
 @triton.jit
-def norm_sum(sums, head, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
-    """sums (heads, BLOCK_T), added up over the heads that share this head's norm: [tokens]."""
+def norm_sum(sums, head, TOKENS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+    """sums (heads, TOKENS), of the first tokens, added up over the heads that share this head's norm: [tokens]."""
     which = tl.arange(0, BLOCKS[3])
     row = tl.arange(0, BLOCKS[0])
     first = head // SIZES[5] * SIZES[5]
-    kept = sums + (first + which)[:, None] * BLOCKS[0] + row[None, :]
+    kept = sums + (first + which)[:, None] * TOKENS + row[None, :]
     return tl.sum(tl.load(kept, mask=(which < SIZES[5])[:, None], other=0.0), axis=0)
 
 
@@ -165,7 +165,7 @@ def path_scan_tile_fwd_kernel(
             normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
             mask = walk[4][:, None] & wanted[None, :]
             for direction in tl.range(DIRECTIONS, disable_licm=True):
-                square = norm_sum(squares + direction * HEADS * BLOCK_T, head, SIZES, BLOCKS)
+                square = norm_sum(squares + direction * HEADS * BLOCK_T, head, BLOCK_T, SIZES, BLOCKS)
                 kept = gated + (direction * BLOCK_T + row)[:, None] * WIDTH + channel[None, :]
                 u = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
                 normed += u * tl.rsqrt(square / (SIZES[5] * SIZES[1]) + eps)[:, None]

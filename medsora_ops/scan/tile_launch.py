@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from medsora_ops.launch import launch, multiprocessors, on_device, sparing
-from medsora_ops.scan.sums import SUMMED, sum_rows
+from medsora_ops.scan.sums import planes, shares, sum_shares
 
 LONGEST_TILE = 64  # tokens of a sequence that one program can take whole
 _NAMED = 7  # rows of numbers that tile_scratch_kernels.py has names for
@@ -77,7 +77,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
     outputs = [rows.new_empty(videos, tokens, mixer.width) for _ in offsets]
     lengths, sequences, tiles = _cut(rows, offsets, config)
     programs = min(sum(tiles), config.programs * multiprocessors(rows.device))
-    gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=_scratch_type(rows))
+    gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=scratch_type(rows))
     squares = rows.new_empty(programs * mixer.directions * config.tokens * mixer.heads, dtype=torch.float32)
     with on_device(rows):
         launch(
@@ -94,48 +94,39 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
 
 
 def backward(
-    grads, grad_rows: Tensor, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig, kept=None
-) -> list[Tensor]:
-    """Write grad_rows, contiguous, all of it. Returns the gradients of the parameters that are not None.
+    grads, grad_rows: Tensor, rows: Tensor, parameters, offsets, strides, mixer: Mixer, config: TileConfig,
+    accumulate: bool = False, kept: torch.dtype | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Write grad_rows, contiguous, all of it, or add to it. Returns the gradients of the parameters that are not None.
 
-    kept: their type; None: each parameter's. Scratch, beside that of the programs: for each path but the first its
-    gradient of the rows.
+    kept: their type; None: each parameter's. Scratch, beside that of the programs: for each path that does not write
+    grad_rows its gradient of the rows.
     """
-    videos, paths = rows.shape[0], len(offsets)
-    given = [p for p in parameters if p is not None]
-    found_parameters = [torch.empty_like(p, dtype=kept) for p in given]
+    videos = rows.shape[0]
     lengths, sequences, tiles = _cut(rows, offsets, config)
     programs = min(sum(tiles), config.programs * multiprocessors(rows.device))
     constants = mixer.constants(config)
-    y = rows.new_empty(programs * config.tokens * mixer.width, dtype=_scratch_type(rows))
+    y = rows.new_empty(programs * config.tokens * mixer.width, dtype=scratch_type(rows))
     blocks = constants["BLOCKS"]
     numbers = _NAMED + 2 * mixer.heads + max(blocks[2], blocks[4])
     numbers = rows.new_empty(programs * numbers * config.tokens, dtype=torch.float32)
     square = rows.new_empty(programs * config.tokens * (2 * config.tokens + blocks[1]))  # and x
-    # Each parameter begins at a multiple of what one program sums: at a whole line of the cache.
-    sizes = [0 if p is None else p.numel() for p in parameters]
-    ends = [0]
-    for size in sizes:
-        ends.append(ends[-1] + -(-size // SUMMED) * SUMMED)
-    segments, width = tuple(ends[:-1]), ends[-1]
-    found = rows.new_empty(programs, width, dtype=torch.float32)
-    of_others = rows.new_empty(paths - 1, *rows.shape) if paths > 1 else None
+    segments, found = shares(rows, parameters, programs)
+    first_rows, of_others, added = planes(rows, grad_rows, len(offsets), accumulate)
     of_outs = tuple(zip(*((grad, *grad.stride()[:2]) for grad in grads), strict=True))
     with on_device(rows):
         launch(
             _backward_kernels().path_scan_tile_bwd_kernel,
             programs,
             *(rows, *rows.stride()[:2], *parameters, mixer.eps),
-            *(of_outs, grad_rows, of_others, tuple(offsets), lengths, sequences, tuple(strides), sum(tiles), videos),
-            *(y, numbers, square, found, width),
+            *(of_outs, first_rows, of_others, tuple(offsets), lengths, sequences, tuple(strides), sum(tiles), videos),
+            *(y, numbers, square, found, found.shape[1]),
             SEGMENTS=segments,
             **constants,
             **config.options(),
             **sparing(rows.device),
         )
-        of_parameters = [found[:, start:] for start, size in zip(segments, sizes, strict=True) if size]
-        sum_rows(of_parameters, found_parameters, of_others, grad_rows)
-    return found_parameters
+        return sum_shares(parameters, segments, found, kept, added, grad_rows)
 
 
 def _cut(rows: Tensor, offsets, config: TileConfig):
@@ -147,7 +138,7 @@ def _cut(rows: Tensor, offsets, config: TileConfig):
     ]  # fmt: skip
 
 
-def _scratch_type(rows: Tensor) -> torch.dtype:
+def scratch_type(rows: Tensor) -> torch.dtype:
     return torch.bfloat16 if rows.dtype == torch.bfloat16 else torch.float32
 
 

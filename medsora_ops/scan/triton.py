@@ -1,6 +1,7 @@
 """`path_scan` and `ssd_scan` by Triton kernels, on GPUs: which kernels serve which paths.
 
-Sequences of up to LONGEST_TILE tokens are taken whole, all such paths in one launch; longer ones chunk by chunk.
+Sequences of up to LONGEST tokens are taken whole, all such paths in one launch: packed into tiles, or longer ones block
+by block. Others go chunk by chunk, heads apart, and so do whole ones that are too few to occupy the chip.
 """
 
 from __future__ import annotations
@@ -13,28 +14,31 @@ from torch import Tensor
 from medsora_ops import launch
 from medsora_ops.backends import register
 from medsora_ops.configs import choose
-from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
-from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig, fitting
-from medsora_ops.scan.tile_launch import LONGEST_TILE, Mixer, TileConfig
+from medsora_ops.scan import chunk_launch, chunk_path_launch, sequence_launch, tile_launch
+from medsora_ops.scan.chunk_config import BACKWARD, FORWARD, ChunkConfig, ceil_div, fitting, whole_rows
+from medsora_ops.scan.sequence_launch import LONGEST
+from medsora_ops.scan.tile_launch import LONGEST_TILE, Mixer
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_STATE = _MOST_HEAD_DIM = 256
+# How much longer a chunk of one head takes than a tile's, B and C being convolved for each head: counted, not measured.
+_HEADS_APART = 4
 
 
 def path_scan(zxbcdt: Tensor, *arguments) -> list[Tensor]:
     """Arguments and results as the definition's in reference.py."""
     *parameters, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size = arguments
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
-    rows, parameters = _whole_rows(zxbcdt), [None if p is None else p.contiguous() for p in parameters]
+    rows, parameters = whole_rows(zxbcdt), [None if p is None else p.contiguous() for p in parameters]
+    mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
     outputs: list[Tensor | None] = [None] * len(offsets)
-    short, long = _by_length(offsets, settings)
-    if short:
-        tables, steps = [offsets[i] for i in short], [strides[i] for i in short]
-        mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
-        config = _config("path_scan_tile_fwd", tile_launch.FORWARD, rows, tables, mixer)
-        for i, out in zip(short, tile_launch.forward(rows, parameters, tables, steps, mixer, config), strict=True):
+    whole, long = _routes(rows, offsets, mixer)
+    for room, kernel, paths in whole:
+        tables, steps = [offsets[i] for i in paths], [strides[i] for i in paths]
+        config = choose(f"{kernel}_fwd", room.FORWARD, rows, _longest(tables), mixer.head_dim, mixer.state)
+        for i, out in zip(paths, room.forward(rows, parameters, tables, steps, mixer, config), strict=True):
             outputs[i] = out
-    for config, paths in _by_config("path_scan_chunk_fwd", FORWARD, rows, parameters, offsets, long, settings):
+    for config, paths in _by_config("path_scan_chunk_fwd", FORWARD, rows, offsets, long, mixer):
         along = [offsets[i] for i in paths], [strides[i] for i in paths], *settings
         found = chunk_path_launch.path_scan_chunked(rows, *parameters, *along, config=config)
         for i, out in zip(paths, found, strict=True):
@@ -46,45 +50,76 @@ def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> l
     """Gradients of the tensors among the arguments, in their order; only the inputs were kept."""
     *parameters, offsets, strides, head_dim, groups, bidirectional, eps, norm_group_size = arguments
     settings = (head_dim, groups, bidirectional, eps, norm_group_size)
-    rows, parameters = _whole_rows(zxbcdt), [None if p is None else p.contiguous() for p in parameters]
-    grads = [_whole_rows(grad) for grad in grads]
+    rows, parameters = whole_rows(zxbcdt), [None if p is None else p.contiguous() for p in parameters]
+    mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
+    grads = [whole_rows(grad) for grad in grads]
     grad_rows, totals = rows.new_empty(rows.shape), None
-    short, long = _by_length(offsets, settings)
-    of_long = _by_config("path_scan_chunk_bwd", BACKWARD, rows, parameters, offsets, long, settings)
-    kept = torch.float32 if bool(short) + len(of_long) > 1 else None  # where gradients of parameters are added
-    if short:
-        tables, steps = [offsets[i] for i in short], [strides[i] for i in short]
-        mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *settings)
-        config = _config("path_scan_tile_bwd", tile_launch.BACKWARD, rows, tables, mixer)
-        of_paths = [grads[i] for i in short]
-        totals = tile_launch.backward(of_paths, grad_rows, rows, parameters, tables, steps, mixer, config, kept)
+    whole, long = _routes(rows, offsets, mixer)
+    of_long = _by_config("path_scan_chunk_bwd", BACKWARD, rows, offsets, long, mixer)
+    kept = torch.float32 if len(whole) + len(of_long) > 1 else None  # where gradients of parameters are added
+    for room, kernel, paths in whole:
+        tables, steps, of_paths = ([each[i] for i in paths] for each in (offsets, strides, grads))
+        config = choose(f"{kernel}_bwd", room.BACKWARD, rows, _longest(tables), mixer.head_dim, mixer.state)
+        along = (tables, steps, mixer, config)
+        found = room.backward(of_paths, grad_rows, rows, parameters, *along, accumulate=totals is not None, kept=kept)
+        totals = _added(totals, found)
     for config, paths in of_long:
-        of_paths = [grads[i] for i in paths]
-        along = [offsets[i] for i in paths], [strides[i] for i in paths], *settings
+        tables, steps, of_paths = ([each[i] for i in paths] for each in (offsets, strides, grads))
+        along = (tables, steps, *settings)
         found = chunk_path_launch.path_scan_chunked_backward(
             of_paths, grad_rows, rows, *parameters, *along, accumulate=totals is not None, config=config, kept=kept
         )
-        totals = found if totals is None else [a + b for a, b in zip(totals, found, strict=True)]
+        totals = _added(totals, found)
     return [grad_rows, *(t.to(p.dtype) for t, p in zip(totals, (p for p in parameters if p is not None), strict=True))]
 
 
-def _by_length(offsets, settings) -> tuple[list[int], list[int]]:
-    head_dim, *_, norm_group_size = settings
-    whole = [table.shape[0] <= LONGEST_TILE and norm_group_size % head_dim == 0 for table in offsets]
-    return [i for i, fits in enumerate(whole) if fits], [i for i, fits in enumerate(whole) if not fits]
+def _added(totals: list[Tensor] | None, found: list[Tensor]) -> list[Tensor]:
+    return found if totals is None else [a + b for a, b in zip(totals, found, strict=True)]
 
 
-def _config(kernel: str, default: TileConfig, rows: Tensor, tables, mixer: Mixer) -> TileConfig:
-    return choose(kernel, default, rows, max(t.shape[0] for t in tables), mixer.head_dim, mixer.state)
+def _routes(rows: Tensor, offsets, mixer: Mixer):
+    """Which paths are taken whole, with their launches and the kernels' name; and which go chunk by chunk."""
+    lengths = [table.shape[0] for table in offsets]
+    fit = [i for i, length in enumerate(lengths) if length <= LONGEST and mixer.norm_group_size % mixer.head_dim == 0]
+    # Beside longer ones, those that fill most of a block go with them in one launch.
+    blocked = max((lengths[i] for i in fit), default=0) > LONGEST_TILE
+    in_blocks = [i for i in fit if blocked and lengths[i] > LONGEST_TILE // 2]
+    in_tiles = [i for i in fit if i not in in_blocks]
+    whole = [
+        (room, kernel, paths)
+        for room, kernel, paths in (
+            (tile_launch, "path_scan_tile", in_tiles),
+            (sequence_launch, "path_scan_sequence", in_blocks),
+        )
+        if paths and _occupy(rows, [lengths[i] for i in paths], mixer)
+    ]
+    taken = [i for _, _, paths in whole for i in paths]
+    return whole, [i for i in range(len(offsets)) if i not in taken]
 
 
-def _by_config(kernel: str, default: ChunkConfig, rows: Tensor, parameters, offsets, long: Sequence[int], settings):
+def _occupy(rows: Tensor, lengths: Sequence[int], mixer: Mixer) -> bool:
+    """Whether whole sequences are enough, or going chunk by chunk, heads apart, would take longer all the same.
+
+    Both are so many turns, one after the other, of a head in one direction, on multiprocessors that take one at a time.
+    """
+    sequences = [rows.shape[0] * rows.shape[1] // length for length in lengths]
+    tiles = sum(
+        ceil_div(count, max(1, LONGEST_TILE // length)) for count, length in zip(sequences, lengths, strict=True)
+    )
+    turns, processors = mixer.heads * mixer.directions, launch.multiprocessors(rows.device)
+    apart = ceil_div(sum(sequences) * turns, processors) * _HEADS_APART
+    return ceil_div(tiles, processors) * turns <= apart
+
+
+def _longest(tables: Sequence[Tensor]) -> int:
+    return max(table.shape[0] for table in tables)
+
+
+def _by_config(kernel: str, default: ChunkConfig, rows: Tensor, offsets, long: Sequence[int], mixer: Mixer):
     """Pairs of how long paths are cut, and which are cut so."""
-    head_dim, groups, *_ = settings
-    state = _state(parameters[0], parameters[5], groups)
-    default, found = _default(default, rows, state), {}
+    default, found = _default(default, rows, mixer.state), {}
     for i in long:
-        config = choose(kernel, default, rows, offsets[i].shape[0], head_dim, state)
+        config = choose(kernel, default, rows, offsets[i].shape[0], mixer.head_dim, mixer.state)
         found.setdefault(config, []).append(i)
     return found.items()
 
@@ -109,11 +144,6 @@ def ssd_scan_backward(grads: Sequence[Tensor], x: Tensor, dt: Tensor, A: Tensor,
     default = _default(BACKWARD, x, B.shape[3])
     config = choose("ssd_scan_bwd", default, x, x.shape[1], x.shape[3], B.shape[3])
     return chunk_launch.ssd_scan_backward(grads, x, dt, A, B, *others, config=config)
-
-
-def _whole_rows(x: Tensor) -> Tensor:
-    """Any strides are read in place, except over channels: an expanded gradient (stride 0 there) is copied."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _supports_path_scan(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, offsets, strides, head_dim,

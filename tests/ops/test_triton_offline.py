@@ -24,6 +24,7 @@ def hopper():
 
 def test_every_kernel_of_the_scans_compiles_and_fits(hopper):
     assert {"path_scan_tile_fwd_kernel", "path_scan_tile_bwd_kernel", "ssd_scan_fwd_kernel", "ssd_scan_bwd_kernel",
+            "path_scan_sequence_fwd_kernel", "path_scan_sequence_bwd_kernel",
             "path_scan_chunk_fwd_kernel", "path_scan_chunk_bwd_kernel"} <= hopper.keys()  # fmt: skip
     for row in hopper.values():
         assert not row["wrong"] and row["stack"] == 0 and row["shared"] <= offline.SHARED_MEMORY["cuda:90"]
@@ -81,19 +82,25 @@ def test_states_that_are_taken_at_once_compile_for_blackwell(head_dim, state):
 
 
 def test_few_launches():
-    """Of all paths: forward one, back two; of long ones two, and four."""
-    long = ScanPath.plane("fw", (8, 16, 16)), ScanPath.plane("fh", (8, 16, 16))
+    """Of all paths: forward one, back two; of long ones, and where few sequences go by heads, two, and four."""
+    short = ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))
+    medium = ScanPath.plane("fw", (8, 32, 16)), ScanPath.plane("fh", (8, 32, 16))
+    long = ScanPath.plane("fw", (8, 40, 48)), ScanPath.plane("fh", (8, 40, 48))
     settings = (1024, 64, 128, 1, 4, True, None, True, torch.bfloat16, torch.float32, True)
     with offline.compiling_for("cuda:90") as compiled:
-        describe((ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))), *settings)
+        describe(short, *settings)
         assert len(compiled) == 1 + 2
+        describe(medium, *settings)
+        assert len(compiled) == 2 * (1 + 2)
         describe((ScanPath.raster((8, 16, 16)),), *settings)
-        assert len(compiled) == 1 + 2 + 2 + 4
+        assert len(compiled) == 2 * (1 + 2) + 2 + 4
         describe(long, *settings)  # enough work to go alone, for less scratch
-        assert len(compiled) == 1 + 2 + 2 + 4 + 2 * (2 + 4)
+        assert len(compiled) == 2 * (1 + 2) + 3 * (2 + 4)
     with offline.compiling_for("cuda:90", processors=132) as compiled:
         describe(long, *settings)
         assert len(compiled) == 2 + 4
+        describe(short, *settings)
+        assert len(compiled) == 2 * (2 + 4)
 
 
 def test_few_sequences_on_a_large_chip_are_cut():

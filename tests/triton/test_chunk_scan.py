@@ -279,6 +279,7 @@ def test_long_paths_of_a_call(device, splits, most, wanted, monkeypatch):
     launch, seen = chunk_path_launch.launch, []
     monkeypatch.setattr(chunk_path_launch, "launch", lambda *a, **b: seen.append(b) or launch(*a, **b))
     monkeypatch.setattr(chunk_path_launch, "TOGETHER", most)
+    monkeypatch.setattr(triton, "LONGEST", 64)
     small = ChunkConfig(tokens=32, segment=1, splits=splits)
     monkeypatch.setattr(triton, "choose", lambda kernel, default, *_: small if "chunk" in kernel else default)
     check(case, device)

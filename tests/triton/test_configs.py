@@ -66,7 +66,7 @@ def test_large_tiles_are_cut_smaller_for_long_sequences(device, dtype, state, mo
     for module, name in ((chunk_launch, "ssd_scan"), (chunk_path_launch, "path_scan_chunked")):
         run = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, run=run, config: taken.append(config) or run(*a, config=config))
-    case = Case(kinds=("raster",), grid=(1, 1, 65), heads=1, state=state, dtype=dtype)
+    case = Case(kinds=("raster",), grid=(1, 1, 257), heads=1, state=state, dtype=dtype)
     tensors, _ = case.tensors(device)
     x, steps, groups = torch.ones(1, 3, 1, 16), torch.ones(1, 3, 1), torch.ones(1, 3, 1, state)
     x, steps, groups = (t.to(device, dtype) for t in (x, steps, groups))

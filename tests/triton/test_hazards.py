@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import test_chunk_scan
+import test_sequence_scan
 import test_tile_scan
 import torch
 import triton
@@ -111,10 +112,10 @@ def test_softplus_of_everything(device):
     assert ((out.double() - true).abs() <= 1.5e-6 * true + 1e-37).all()
 
 
-@pytest.mark.parametrize("length, step, rate", [(48, 30.0, -2.0), (70, 4.0, -1.0)])
+@pytest.mark.parametrize("length, step, rate", [(48, 30.0, -2.0), (70, 4.0, -1.0), (300, 4.0, -1.0)])
 def test_decays_that_would_overflow_unmasked(device, length, step, rate):
     """exp of a future difference overflows float32 here: it must be masked before, not after."""
-    case = Case(kinds=("raster",), grid=(1, 1, length))
+    case = Case(kinds=("raster",), grid=(1, 1, length), heads=1)
     tensors, grads = case.tensors(device)
     tensors[3] = tensors[3] * 0 + step
     tensors[4] = tensors[4] * 0 + rate
@@ -125,10 +126,10 @@ def test_operands_in_bfloat16_do_not_fail_in_the_interpreter(device):
     check(Case(heads=2, head_dim=16, dtype=torch.bfloat16, parameters=torch.float32), device)
 
 
-@pytest.mark.parametrize("length", [12, 70])
+@pytest.mark.parametrize("length", [12, 70, 260])
 def test_gradients_of_a_sum(device, length):
     """One number, expanded over videos, tokens and channels, is the gradient; the same bits as written out."""
-    case = Case(kinds=("raster",), grid=(1, 1, length), batch=2)
+    case = Case(kinds=("raster",), grid=(1, 1, length), batch=2, heads=1)
     tensors, (grad,) = case.tensors(device)
     _, found = run(case, tensors, [torch.ones((), device=device).expand(grad.shape)])
     _, written_out = run(case, tensors, [torch.ones_like(grad)])
@@ -154,8 +155,9 @@ def test_no_second_gradient_of_ssd_scan(device):
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_tuning_tries_no_value_that_is_not_tested(architecture, dtype):
-    tested = {"tile": test_tile_scan.CONFIGS, "chunk": test_chunk_scan.CONFIGS, "ssd": test_chunk_scan.CONFIGS}
-    for kernel in ("path_scan_tile", "path_scan_chunk", "ssd_scan"):
+    tested = {"tile": test_tile_scan.CONFIGS, "sequence": test_sequence_scan.CONFIGS}
+    tested |= {"chunk": test_chunk_scan.CONFIGS, "ssd": test_chunk_scan.CONFIGS}
+    for kernel in ("path_scan_tile", "path_scan_sequence", "path_scan_chunk", "ssd_scan"):
         configs = next(found for name, found in tested.items() if name in kernel)
         for way, length in itertools.product(("fwd", "bwd"), (4, 48, 4096)[: 2 if "tile" in kernel else 3]):
             default, *tried = tune.candidates(f"{kernel}_{way}", length, dtype, 128, architecture)

@@ -98,6 +98,18 @@ def test_a_bad_number_stays_in_its_video(device):
     assert found[0][[0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("length", [12, 70, 300])
+def test_without_an_epsilon(device, length):
+    """Where a tile holds no token the norm divides by zero."""
+
+    class Case0(Case):
+        @property
+        def settings(self):
+            return super().settings | {"eps": 0.0}
+
+    check(Case0(kinds=("raster",), grid=(1, 1, length), heads=1, bidirectional=False), device)
+
+
 def test_double_backward_is_refused(device):
     case = Case()
     tensors, _ = case.tensors(device)

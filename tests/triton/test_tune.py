@@ -21,7 +21,11 @@ def test_a_table_is_made_added_to_and_used(tmp_path, monkeypatch, capsys, device
     table = configs.read(tmp_path / "table.json")
     assert {(case.kernel, case.length) for case in table} == {
         *((f"path_scan_tile_{way}", 8) for way in ("fwd", "bwd")),
-        *((f"{kernel}_{way}", 128) for kernel in ("path_scan_chunk", "ssd_scan") for way in ("fwd", "bwd")),
+        *(
+            (f"{kernel}_{way}", 128)
+            for kernel in ("path_scan_sequence", "path_scan_chunk", "ssd_scan")
+            for way in ("fwd", "bwd")
+        ),
     }
     monkeypatch.setenv("MEDSORA_CONFIGS", str(tmp_path / "table.json"))
     configs._chosen.cache_clear()
