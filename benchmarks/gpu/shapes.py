@@ -135,6 +135,10 @@ def shapes(quick: bool = False) -> list[Shape]:
             found.append(Shape(f"{sequences} x {length}, fw and fh", videos, planes, GPU_SCALE))
             times = (ScanPath.temporal(grid),)
             found.append(Shape(f"{sequences * 8} x {length // 8}, temporal", videos, times, GPU_SCALE))
+    for length, frames, videos in ((128, 8, 32), (256, 16, 16)):  # taken whole too, but block by block
+        grid = (frames, 16, 16)
+        planes = tuple(ScanPath.plane(kind, grid, spiral_order(frames, 16)) for kind in ("fw", "fh"))
+        found.append(Shape(f"{videos * 16} x {length}, fw and fh", videos, planes, GPU_SCALE))
     found[4:4] = [
         Shape("8 x 4096, raster", 8, (ScanPath.raster((16, 16, 16)),), GPU_SCALE),
         Shape("1 x 65536, raster", 1, (ScanPath.raster((16, 64, 64)),), GPU_SCALE),
@@ -148,5 +152,5 @@ def tiny_shapes() -> list[Shape]:
     planes = tuple(ScanPath.plane(kind, (1, 2, 2)) for kind in ("fw", "fh"))
     return [
         Shape("4 x 2, fw and fh", 2, planes, TINY_SCALE),
-        Shape("1 x 72, raster", 1, (ScanPath.raster((2, 6, 6)),), TINY_SCALE),
+        Shape("1 x 288, raster", 1, (ScanPath.raster((2, 12, 12)),), TINY_SCALE),
     ]

@@ -13,7 +13,7 @@ from scan_case import Case
 from test_chunk_scan import ssd_case
 
 from medsora_ops.launch import INTERPRETED
-from medsora_ops.scan import chunk_launch, chunk_path_launch, tile_launch
+from medsora_ops.scan import chunk_launch, chunk_path_launch, sequence_launch, sums, tile_launch
 from medsora_ops.scan.chunk_config import BACKWARD, FORWARD
 from medsora_ops.scan.sums import sum_rows
 from medsora_ops.scan.tile_launch import Mixer
@@ -58,7 +58,7 @@ def shares(monkeypatch, last_programs):
                 of_call.append(last.flatten()[: out.numel()].clone())
         seen.append(of_call)
 
-    for module in (tile_launch, chunk_launch, chunk_path_launch):
+    for module in (sums, chunk_launch, chunk_path_launch):
         monkeypatch.setattr(module, "sum_rows", keep)
     return seen
 
@@ -86,19 +86,20 @@ def check_shares(shares):
 PATH = Case(kinds=("raster",), heads=2, head_dim=256, state=32, dtype=torch.bfloat16)
 
 
-def test_tiles(shares):
+@pytest.mark.parametrize("room", [tile_launch, sequence_launch])
+def test_whole_sequences(shares, room):
     """2^31 numbers of rows, their gradient, and scratch of the pass forward."""
     case = replace(PATH, grid=(1, 1, 16))
     (rows, *parameters), (grad,) = case.tensors("cpu")
     mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *case.settings.values())
-    config = replace(tile_launch.BACKWARD, tokens=16, state=32, channels=256, programs=LIMIT)
+    config = replace(room.BACKWARD, tokens=16, state=32, channels=256, programs=LIMIT)
     tables, strides = [case.paths[0].offsets(rows.device)], [case.paths[0].stride]
     videos = LIMIT // (2 * 16 * case.width) + 9
 
     def run(rows, grad):
         grad_rows = torch.empty_like(rows)
-        (out,) = tile_launch.forward(rows, parameters, tables, strides, mixer, config)
-        tile_launch.backward([grad], grad_rows, rows, parameters, tables, strides, mixer, config)
+        (out,) = room.forward(rows, parameters, tables, strides, mixer, config)
+        room.backward([grad], grad_rows, rows, parameters, tables, strides, mixer, config)
         return out, grad_rows
 
     many = one_of_many(rows, videos)
@@ -107,17 +108,18 @@ def test_tiles(shares):
     check_shares(shares)
 
 
-def test_tiles_of_another_path(shares):
+@pytest.mark.parametrize("room", [tile_launch, sequence_launch])
+def test_whole_sequences_of_another_path(shares, room):
     """2^31 numbers of its share of the gradient, and of all paths' scratch."""
     case = replace(PATH, kinds=("raster",) * 3, grid=(1, 1, 16))
     (rows, *parameters), (grad, *_) = case.tensors("cpu")
     mixer = Mixer.of(parameters[0], parameters[2], parameters[5], *case.settings.values())
-    config = replace(tile_launch.BACKWARD, tokens=16, state=32, channels=256, programs=LIMIT)
+    config = replace(room.BACKWARD, tokens=16, state=32, channels=256, programs=LIMIT)
     tables, strides = [p.offsets(rows.device) for p in case.paths], [p.stride for p in case.paths]
     videos = LIMIT // (16 * rows.shape[2]) + 9
 
     def run(rows, grad):
-        tile_launch.backward([grad] * 3, torch.empty_like(rows), rows, parameters, tables, strides, mixer, config)
+        room.backward([grad] * 3, torch.empty_like(rows), rows, parameters, tables, strides, mixer, config)
 
     run(one_of_many(rows, videos), one_of_many(grad, videos))
     run(rows, grad)
