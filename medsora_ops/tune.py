@@ -34,17 +34,19 @@ def candidates(
     """The configurations worth a try on an architecture, its default first."""
     from medsora_ops.scan import chunk_config
 
-    rooms = _whole(kernel) or chunk_config
-    default = rooms.FORWARD if kernel.endswith("fwd") else rooms.BACKWARD
-    if rooms is chunk_config:
+    room, way = _whole(kernel), kernel.rpartition("_")[2]
+    if room:
+        default = room.default(way, dtype)
+    else:
+        default = chunk_config.FORWARD if way == "fwd" else chunk_config.BACKWARD
         default = chunk_config.fitting(default, dtype, state, architecture)
     yield default
-    if rooms is not chunk_config:
+    if room:
         tokens = [size for size in (16, 32, 64) if size >= length or "tile" not in kernel]
-        choices = dict(tokens=tokens, state=(32, 64), channels=(16, 32), programs=(1, 2, 4), num_warps=(4, 8, 16))
+        choices = dict(tokens=tokens, state=(32, 64), channels=(16, 32, 64), programs=(1, 2, 4), num_warps=(4, 8, 16))
     else:
         choices = dict(tokens=(16, 32, 64, 128), channels=(32, 64), num_warps=(4, 8), num_stages=(1, 2))
-    if kernel.endswith("fwd"):
+    if way == "fwd":
         choices.pop("channels", None)
     if dtype == torch.float32:  # products are loops there, around which no loads go ahead of time
         choices.pop("num_stages", None)

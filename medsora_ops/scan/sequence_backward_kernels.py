@@ -140,9 +140,11 @@ def turned_weights(numbers, square, block, later, between, BLOCKS: tl.constexpr)
 @triton.jit
 def of_stepped_x(start, block, blocks, head, scratch, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """d(step * x) of a block, channels of a head from `start` on: [tokens, channels]"""
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    AT_ONCE: tl.constexpr = BLOCKS[4]
     y_kept, numbers, square, held, _ = scratch
-    channel = tl.arange(0, BLOCKS[4])
-    found = tl.zeros([BLOCKS[0], BLOCKS[4]], tl.float32)
+    channel = tl.arange(0, AT_ONCE)
+    found = tl.zeros([BLOCK_T, AT_ONCE], tl.float32)
     between = 0.0
     for later in tl.range(block, blocks, disable_licm=True):
         between += whole_decay(numbers, later - 1, later > block, BLOCKS)
@@ -167,7 +169,7 @@ def head_back_to_x(
     of_parameters, visits, row_visits = sums
     keep_head(given, filters, dt_bias, A, place, head, blocks, numbers, held, SIZES, BLOCKS)
     skip = tl.load(D + head).to(tl.float32)
-    of_skip = tl.zeros([BLOCKS[0]], tl.float32)
+    of_skip = 0.0
     channel = tl.arange(0, BLOCKS[4])
     for start in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
         wanted = channel < SIZES[1] - start
@@ -177,7 +179,7 @@ def head_back_to_x(
             x = tl.load(x_addresses(held, block, start, channel, SIZES, BLOCKS)).to(tl.float32)
             of_y = tl.load(y_addresses(y_kept, block, first, channel, SIZES, BLOCKS), mask=wanted[None, :], other=0.0)
             of_y = of_y.to(tl.float32)
-            of_skip += tl.sum(of_y * x, axis=1)
+            of_skip += tl.sum(of_y * x)
             of_step = tl.sum(of_stepped * x, axis=1)
             at_step = numbers_of(numbers, OF_STEP, block, BLOCKS)
             tl.store(at_step, of_step + tl.load(at_step, mask=tl.full(of_step.shape, start, tl.int32) > 0, other=0.0))
@@ -187,7 +189,7 @@ def head_back_to_x(
             of_x = tl.where(walk[4][:, None], of_x * silu_slope(before, sigmoid(before)), 0.0)
             tl.store(gradient_addresses(numbers, block, BLOCKS[4], SIZES, BLOCKS), of_x)
         gradient_back(first, wanted, tensors, parameters, place, blocks, numbers, sums, SIZES, BLOCKS)
-    add_number(of_parameters[4] + head, tl.sum(of_skip), visits)
+    add_number(of_parameters[4] + head, of_skip, visits)
 
 
 @triton.jit
@@ -209,14 +211,15 @@ def gradient_back(
 def head_back_to_scores(head, blocks, visited, scratch, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """Adds a head's d(scores), after `head_back_to_x`; keeps what of d(sums of rate * step) pairs of tokens give."""
     OPERANDS: tl.constexpr = scratch[3].dtype.element_ty
+    BLOCK_T: tl.constexpr = BLOCKS[0]
     y_kept, numbers, square, held, pairs = scratch
     for block in tl.range(blocks, disable_licm=True):
-        of_total = tl.zeros([BLOCKS[0]], tl.float32)
+        of_total = tl.zeros([BLOCK_T], tl.float32)
         between = 0.0
         for back in tl.range(block + 1, disable_licm=True):
             before = block - back
             between += whole_decay(numbers, before, back > 0, BLOCKS)
-            of_products = tl.zeros([BLOCKS[0], BLOCKS[0]], tl.float32)
+            of_products = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
             for start in tl.range(0, SIZES[1], BLOCKS[4], disable_licm=True):
                 channel = tl.arange(0, BLOCKS[4])
                 at_y = y_addresses(y_kept, block, head * SIZES[1] + start, channel, SIZES, BLOCKS)
@@ -243,18 +246,18 @@ def head_back_to_steps(
 ):  # fmt: skip
     """d(dt), d(dt_bias) and d(A) of a head, after `head_back_to_scores`."""
     DT: tl.constexpr = 2 * SIZES[0] * SIZES[1] + 2 * SIZES[2] * SIZES[3]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
     given, to_rows, _ = tensors
     _, dt_bias, A, _, _ = parameters
     numbers = scratch[1]
     of_parameters, visits, row_visits = sums
     rate = tl.load(A + head).to(tl.float32)
-    of_rate = tl.zeros([BLOCKS[0]], tl.float32)
-    of_bias = tl.zeros([BLOCKS[0]], tl.float32)
+    of_rate, of_bias = 0.0, 0.0
     for block in tl.range(blocks, disable_licm=True):
         # rate * step of a token is in the decays of all pairs that it lies between; what cancels is not summed.
         of_total = tl.load(numbers_of(numbers, OF_TOTAL, block, BLOCKS))
         of_total -= tl.load(given_to_before(numbers, block, block, SIZES, BLOCKS))
-        of_until = tl.zeros([BLOCKS[0]], tl.float32)
+        of_until = tl.zeros([BLOCK_T], tl.float32)
         of_whole = 0.0
         for later in tl.range(block + 1, blocks, disable_licm=True):
             of_until += tl.load(given_to_before(numbers, later, block, SIZES, BLOCKS))
@@ -262,13 +265,13 @@ def head_back_to_steps(
                 of_whole += tl.sum(tl.load(given_to_before(numbers, later, before, SIZES, BLOCKS)))
         of_sum = tl.cumsum(of_total, axis=0, reverse=True) + tl.cumsum(of_until, axis=0) - of_until + of_whole
         walk = walk_of_block(place, block, BLOCKS)
-        of_rate += of_sum * tl.load(numbers_of(numbers, STEP, block, BLOCKS))
+        of_rate += tl.sum(of_sum * tl.load(numbers_of(numbers, STEP, block, BLOCKS)))
         of_step = tl.load(numbers_of(numbers, OF_STEP, block, BLOCKS)) + rate * of_sum
         of_step *= sigmoid(head_steps(given, walk, dt_bias, head, SIZES))
-        of_bias += tl.where(walk[4], of_step, 0.0)
+        of_bias += tl.sum(tl.where(walk[4], of_step, 0.0))
         add_to_column(to_rows, walk, DT + head, of_step, row_visits)
-    add_number(of_parameters[3] + head, tl.sum(of_rate), visits)
-    add_number(of_parameters[2] + head, tl.sum(of_bias), visits)
+    add_number(of_parameters[3] + head, of_rate, visits)
+    add_number(of_parameters[2] + head, of_bias, visits)
 
 
 @triton.jit
@@ -277,6 +280,8 @@ def projections_back(
 ):  # fmt: skip
     """d(B) (which 0) or d(C) (1) of a group, through the convolution: scores = C B^T."""
     OPERANDS: tl.constexpr = scratch[3].dtype.element_ty
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    AT_ONCE: tl.constexpr = BLOCKS[2]
     _, numbers, _, held, pairs = scratch
     of_b, of_c = group_channels(group, SIZES)
     number = tl.arange(0, BLOCKS[2])
@@ -284,7 +289,7 @@ def projections_back(
         wanted = number < SIZES[3] - start
         first = start + (of_b if which == 0 else of_c)
         for block in tl.range(blocks, disable_licm=True):
-            grad = tl.zeros([BLOCKS[0], BLOCKS[2]], tl.float32)
+            grad = tl.zeros([BLOCK_T, AT_ONCE], tl.float32)
             if which == 0:
                 for later in tl.range(block, blocks, disable_licm=True):
                     of_scores = tl.load(turned_pair_addresses(pairs, later, block, BLOCKS))

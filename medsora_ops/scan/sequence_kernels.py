@@ -92,6 +92,7 @@ def x_addresses(held, block, first, channel, SIZES: tl.constexpr, BLOCKS: tl.con
 def keep_scores(given, filters, place, group, blocks, square, held, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """B and C of a group, and C B^T for each block and those before it."""
     OPERANDS: tl.constexpr = given[0].dtype.element_ty
+    BLOCK_T: tl.constexpr = BLOCKS[0]
     which = tl.arange(0, BLOCKS[2])
     for turn in tl.range(2 * blocks, disable_licm=True):
         walk = walk_of_block(place, turn // 2, BLOCKS)
@@ -105,7 +106,7 @@ def keep_scores(given, filters, place, group, blocks, square, held, SIZES: tl.co
     tl.debug_barrier()  # what follows reads what other threads of this program have written, here and below
     for block in tl.range(blocks, disable_licm=True):
         for before in tl.range(block + 1, disable_licm=True):
-            scores = tl.zeros([BLOCKS[0], BLOCKS[0]], tl.float32)
+            scores = tl.zeros([BLOCK_T, BLOCK_T], tl.float32)
             for first in tl.range(0, SIZES[3], BLOCKS[2], disable_licm=True):
                 b = tl.load(projection_addresses(held, 0, before, first, SIZES, BLOCKS))
                 c = tl.load(projection_addresses(held, 1, block, first, SIZES, BLOCKS))
@@ -155,8 +156,10 @@ def pair_decays(numbers, block, before, between, BLOCKS: tl.constexpr):
 def head_output(block, skip, numbers, square, held, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """y of a block, D x and all, and x: [tokens, channels]"""
     OPERANDS: tl.constexpr = held.dtype.element_ty
-    channel = tl.arange(0, BLOCKS[1])
-    mixed = tl.zeros([BLOCKS[0], BLOCKS[1]], tl.float32)
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    channel = tl.arange(0, BLOCK_P)
+    mixed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
     between = 0.0
     for back in tl.range(block + 1, disable_licm=True):
         before = block - back
@@ -181,7 +184,9 @@ def path_scan_sequence_fwd_kernel(
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
     PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
     BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
     MOST: tl.constexpr = BLOCKS[5]
+    NOT_BACK: tl.constexpr = False
     STATE: tl.constexpr = (SIZES[3] + BLOCKS[2] - 1) // BLOCKS[2] * BLOCKS[2]
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
@@ -218,11 +223,12 @@ def path_scan_sequence_fwd_kernel(
                         tl.store(at, tl.sum(u * u, axis=1), mask=walk[4])
                     tl.debug_barrier()  # the next head writes its numbers and x anew, and the next group the scores
         out = (pick(path, outs), out_video_stride, WIDTH)
+        place = (sequence - first,) + place_of_path + (NOT_BACK,)
         for turn in tl.range(HEADS * blocks, disable_licm=True):
             head, block = turn // blocks, turn % blocks
-            walk = walk_of_block((sequence - first,) + place_of_path + (False,), block, BLOCKS)
+            walk = walk_of_block(place, block, BLOCKS)
             channel, wanted = head_channels(head, SIZES, BLOCKS[1])
-            normed = tl.zeros([BLOCK_T, BLOCKS[1]], tl.float32)
+            normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
             mask = walk[4][:, None] & wanted[None, :]
             for direction in tl.range(DIRECTIONS, disable_licm=True):
                 of_block = squares + direction * HEADS * MOST + block * BLOCK_T

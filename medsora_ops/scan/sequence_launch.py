@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
 from medsora_ops.scan.tile_launch import Mixer, TileConfig, scratch_type
 
@@ -16,6 +16,13 @@ LONGEST = 256  # tokens of a sequence
 _NAMED = 4  # rows of numbers that the kernels have names for
 FORWARD = TileConfig()
 BACKWARD = replace(FORWARD, state=32)
+
+
+def default(way: str, dtype: torch.dtype) -> TileConfig:
+    """way: "fwd" or "bwd"."""
+    if way == "fwd":
+        return FORWARD
+    return replace(BACKWARD, channels=64) if dtype == torch.float32 else BACKWARD  # which takes fewer registers there
 
 
 def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides, mixer: Mixer, config: TileConfig):
@@ -41,6 +48,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             **constants,
             **config.options(),
             **sparing(rows.device),
+            **at_most(rows.device, 255),
         )
     return outputs
 
@@ -77,6 +85,7 @@ def backward(
             **constants,
             **config.options(),
             **sparing(rows.device),
+            **at_most(rows.device, 255),
         )
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
 

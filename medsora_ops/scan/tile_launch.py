@@ -39,6 +39,11 @@ FORWARD = TileConfig()
 BACKWARD = TileConfig(state=32)
 
 
+def default(way: str, dtype: torch.dtype) -> TileConfig:
+    """way: "fwd" or "bwd"."""
+    return FORWARD if way == "fwd" else BACKWARD
+
+
 @dataclass(frozen=True)
 class Mixer:
     """The sizes of one call."""

@@ -35,7 +35,7 @@ def path_scan(zxbcdt: Tensor, *arguments) -> list[Tensor]:
     whole, long = _routes(rows, offsets, mixer)
     for room, kernel, paths in whole:
         tables, steps = [offsets[i] for i in paths], [strides[i] for i in paths]
-        config = choose(f"{kernel}_fwd", room.FORWARD, rows, _longest(tables), mixer.head_dim, mixer.state)
+        config = _whole_config(room, kernel, "fwd", rows, tables, mixer)
         for i, out in zip(paths, room.forward(rows, parameters, tables, steps, mixer, config), strict=True):
             outputs[i] = out
     for config, paths in _by_config("path_scan_chunk_fwd", FORWARD, rows, offsets, long, mixer):
@@ -59,7 +59,7 @@ def path_scan_backward(grads: Sequence[Tensor], zxbcdt: Tensor, *arguments) -> l
     kept = torch.float32 if len(whole) + len(of_long) > 1 else None  # where gradients of parameters are added
     for room, kernel, paths in whole:
         tables, steps, of_paths = ([each[i] for i in paths] for each in (offsets, strides, grads))
-        config = choose(f"{kernel}_bwd", room.BACKWARD, rows, _longest(tables), mixer.head_dim, mixer.state)
+        config = _whole_config(room, kernel, "bwd", rows, tables, mixer)
         along = (tables, steps, mixer, config)
         found = room.backward(of_paths, grad_rows, rows, parameters, *along, accumulate=totals is not None, kept=kept)
         totals = _added(totals, found)
@@ -111,8 +111,9 @@ def _occupy(rows: Tensor, lengths: Sequence[int], mixer: Mixer) -> bool:
     return ceil_div(tiles, processors) * turns <= apart
 
 
-def _longest(tables: Sequence[Tensor]) -> int:
-    return max(table.shape[0] for table in tables)
+def _whole_config(room, kernel: str, way: str, rows: Tensor, tables: Sequence[Tensor], mixer: Mixer):
+    longest, sizes = max(table.shape[0] for table in tables), (mixer.head_dim, mixer.state)
+    return choose(f"{kernel}_{way}", room.default(way, rows.dtype), rows, longest, *sizes)
 
 
 def _by_config(kernel: str, default: ChunkConfig, rows: Tensor, offsets, long: Sequence[int], mixer: Mixer):
