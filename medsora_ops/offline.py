@@ -3,8 +3,8 @@
     python -m medsora_ops.offline --targets cuda:80 cuda:90 cuda:100 hip:gfx942
 
 Registers and stack are those of one thread; a stack holds what did not fit into registers. Exit status 1 if a kernel
-does not compile, asks for more shared memory than the chip has, lacks the matrix instructions that it should have, or,
-among the scans with heads of 64 channels and states of 128, uses a stack on one of the chips aimed at.
+does not compile, asks for more registers or shared memory than the chip has, lacks the matrix instructions that it
+should have, or, among the scans with heads of 64 channels and states of 128, uses a stack on one of the chips aimed at.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from medsora_ops.paths import ScanPath
 # Shared memory that one program may ask for, in bytes, by architecture.
 SHARED_MEMORY = {"cuda:80": 166912, "cuda:86": 101376, "cuda:89": 101376, "cuda:90": 232448, "cuda:100": 232448,
                  "cuda:120": 101376, "hip:gfx942": 65536}  # fmt: skip
+REGISTERS = 65536  # of a multiprocessor, on NVIDIA's GPUs
 AIMED_AT = ("cuda:80", "cuda:90", "cuda:100")
 MANY = 132  # multiprocessors, of which one video's long sequences fill few
 SIDES = (16, 32, 64, 128)  # of images, that the filters are compiled for
@@ -193,6 +194,9 @@ def _rows(
         wrong = []
         if found.stack and target in AIMED_AT and (head_dim, state) == (64, 128):
             wrong.append(f"uses {found.stack} bytes of stack")
+        threads = 32 * one.options.get("num_warps", 4)
+        if target.startswith("cuda") and -(-found.registers // 8) * 8 * threads > REGISTERS:
+            wrong.append(f"asks for {found.registers} registers for each of {threads} threads, there are {REGISTERS}")
         if found.shared > SHARED_MEMORY[target]:
             wrong.append(f"asks for {found.shared} bytes of shared memory, {target} has {SHARED_MEMORY[target]}")
         if "tt.dot" in one.kernel.asm["ttir"] and not found.matrix_instructions:

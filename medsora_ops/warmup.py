@@ -28,7 +28,7 @@ def warmup(
 ) -> int:
     """Compile what `path_scan` launches for these paths, taken together in one call, and its gradient. Nothing runs.
 
-    How long sequences are launched depends on how far they fill the device, so all ways are compiled.
+    How sequences are launched depends on how far they fill the device, so all ways are compiled.
 
     paths: over one grid. width: E. head_dim, groups, bidirectional, norm_group_size: as in `path_scan`. state: N.
     taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters.

@@ -336,7 +336,6 @@ def path_scan_sequence_bwd_kernel(
     AT_A_TIME: tl.constexpr = max(BLOCKS[2], BLOCKS[4])
     NUMBERS: tl.constexpr = NAMED + 2 * SIZES[0] + MOST // BLOCKS[0] + AT_A_TIME
     COLUMNS: tl.constexpr = 2 * SIZES[0] * SIZES[1] + 2 * SIZES[2] * SIZES[3] + SIZES[0]
-    STATE: tl.constexpr = (SIZES[3] + BLOCKS[2] - 1) // BLOCKS[2] * BLOCKS[2]
     PATHS: tl.constexpr = len(lengths)
     parameters = ((conv_weight, conv_bias), dt_bias, A, D, norm_weight)
     program = tl.program_id(0).to(tl.int64)
@@ -344,7 +343,7 @@ def path_scan_sequence_bwd_kernel(
         y + program * MOST * (SIZES[0] * SIZES[1]),
         numbers + program * MOST * NUMBERS,
         square + program * MOST * MOST,
-        held + program * MOST * (2 * STATE + BLOCKS[1]),
+        held + program * MOST * (2 * BLOCKS[6] + BLOCKS[1]),
         pairs + program * MOST * MOST,
     )
     found += program * found_width

@@ -3,9 +3,11 @@
 The quadratic form of tile_kernels.py, cut into blocks of BLOCK_T tokens: what the tokens of a block have from those of
 an earlier one is a product of its own, and needs no state either. A program does all heads of a sequence, so that B, C
 and their scores are computed once a group and not once a head, and RMSNorm needs no launch of its own. What blocks
-have in common lies in memory of the program's own: small enough for the second-level cache, mostly.
+have in common lies in memory of the program's own. Scores, B, C and x fit the second-level cache; `gated` goes to
+memory and back on a large chip, as between the launches of a scan and its norm.
 
-    SIZES, BLOCKS   as in tile_kernels.py; BLOCKS has one more at the end, MOST: tokens that the scratch has room for
+    SIZES, BLOCKS   as in tile_kernels.py; BLOCKS has two more at the end, what scratch has room for: MOST, tokens in
+                    whole blocks, and numbers of the state
     place           number of the sequence, over all videos, and its path: table of offsets, length, sequences of a
                     video, stride, whether it is walked back
     gated, squares  as in tile_kernels.py, of MOST tokens
@@ -68,17 +70,15 @@ def turned_pair_addresses(square, block, before, BLOCKS: tl.constexpr):
 @triton.jit
 def projection_addresses(held, which, block, first, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """Of BLOCKS[2] numbers of B (which 0) or C (1) from `first` on: [tokens, numbers]"""
-    STATE: tl.constexpr = (SIZES[3] + BLOCKS[2] - 1) // BLOCKS[2] * BLOCKS[2]
     row = tl.arange(0, BLOCKS[0])
     tokens = which * BLOCKS[5] + block * BLOCKS[0] + row
-    return anew(held) + tokens[:, None] * STATE + first + tl.arange(0, BLOCKS[2])[None, :]
+    return anew(held) + tokens[:, None] * BLOCKS[6] + first + tl.arange(0, BLOCKS[2])[None, :]
 
 
 @triton.jit
 def held_x(held, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """Where one head's x begins, (MOST, BLOCK_P)."""
-    STATE: tl.constexpr = (SIZES[3] + BLOCKS[2] - 1) // BLOCKS[2] * BLOCKS[2]
-    return held + 2 * BLOCKS[5] * STATE
+    return held + 2 * BLOCKS[5] * BLOCKS[6]
 
 
 @triton.jit
@@ -187,7 +187,6 @@ def path_scan_sequence_fwd_kernel(
     BLOCK_P: tl.constexpr = BLOCKS[1]
     MOST: tl.constexpr = BLOCKS[5]
     NOT_BACK: tl.constexpr = False
-    STATE: tl.constexpr = (SIZES[3] + BLOCKS[2] - 1) // BLOCKS[2] * BLOCKS[2]
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
     row = tl.arange(0, BLOCK_T)
@@ -196,7 +195,7 @@ def path_scan_sequence_fwd_kernel(
     squares += program * DIRECTIONS * HEADS * MOST
     numbers += program * 2 * MOST
     square += program * MOST * MOST
-    held += program * MOST * (2 * STATE + BLOCKS[1])
+    held += program * MOST * (2 * BLOCKS[6] + BLOCKS[1])
     for sequence in tl.range(tl.program_id(0), all_sequences, tl.num_programs(0), disable_licm=True):
         path, first = path_of_sequence(sequence, sequences, videos)
         length = pick(path, lengths)

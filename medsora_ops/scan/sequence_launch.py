@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import architecture, at_most, launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
-from medsora_ops.scan.tile_launch import Mixer, TileConfig, scratch_type
+from medsora_ops.scan.tile_launch import Mixer, TileConfig, along, scratch_type
 
 LONGEST = 256  # tokens of a sequence
 _NAMED = 4  # rows of numbers that the kernels have names for
-FORWARD = TileConfig()
-BACKWARD = replace(FORWARD, state=32)
+FORWARD = TileConfig(programs=2)
+BACKWARD = TileConfig(state=32)
 
 
 def default(way: str, dtype: torch.dtype) -> TileConfig:
@@ -29,7 +29,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
     """rows (B, T, channels), channels contiguous -> one (B, T, E) a path."""
     videos, tokens, _ = rows.shape
     outputs = [rows.new_empty(videos, tokens, mixer.width) for _ in offsets]
-    lengths, sequences = _along(rows, offsets)
+    lengths, sequences = along(rows, offsets)
     programs = min(videos * sum(sequences), config.programs * multiprocessors(rows.device))
     constants, most = _constants(mixer, config, lengths)
     kept, found = programs * most, scratch_type(rows)
@@ -48,7 +48,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **at_most(rows.device, 255),
+            **_registers(config, rows.device),
         )
     return outputs
 
@@ -59,10 +59,10 @@ def backward(
 ) -> list[Tensor]:  # fmt: skip
     """As tile_launch.backward."""
     videos = rows.shape[0]
-    lengths, sequences = _along(rows, offsets)
+    lengths, sequences = along(rows, offsets)
     programs = min(videos * sum(sequences), config.programs * multiprocessors(rows.device))
     constants, most = _constants(mixer, config, lengths)
-    tokens, _, state, _, channels, _ = constants["BLOCKS"]
+    tokens, _, state, _, channels, *_ = constants["BLOCKS"]
     kept_tokens, kind = programs * most, scratch_type(rows)
     segments, found = shares(rows, parameters, programs)
     first_rows, of_others, added = planes(rows, grad_rows, len(offsets), accumulate)
@@ -85,28 +85,33 @@ def backward(
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **at_most(rows.device, 255),
+            **_registers(config, rows.device),
         )
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
-
-
-def _along(rows: Tensor, offsets) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """For each path its length, and its sequences in one video."""
-    lengths = tuple(table.shape[0] for table in offsets)
-    return lengths, tuple(rows.shape[1] // length for length in lengths)
 
 
 def _constants(mixer: Mixer, config: TileConfig, lengths) -> tuple[dict, int]:
     """What the kernels are specialised by, and for how many tokens a program has scratch."""
     constants = mixer.constants(config)
-    most = -(-max(lengths) // config.tokens) * config.tokens
-    return {**constants, "BLOCKS": (*constants["BLOCKS"], most)}, most
+    most, state = _up(max(lengths), config.tokens), _up(mixer.state, constants["BLOCKS"][2])
+    return {**constants, "BLOCKS": (*constants["BLOCKS"], most, state)}, most
 
 
 def _held(constants: dict) -> int:
     """Numbers that are held of a token: B, C, and x of one head."""
-    _, channels, state, *_ = constants["BLOCKS"]
-    return 2 * -(-constants["SIZES"][3] // state) * state + channels
+    _, channels, *_, state = constants["BLOCKS"]
+    return 2 * state + channels
+
+
+def _up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
+def _registers(config: TileConfig, device: torch.device) -> dict:
+    """For Blackwell the assembler of Triton 3.6 stops short of all registers, and spills."""
+    if not architecture(device).startswith("sm_10"):
+        return {}
+    return at_most(device, min(255, 65536 // (32 * config.num_warps)))
 
 
 def _kernels():

@@ -52,7 +52,9 @@ def planes(rows: Tensor, grad_rows: Tensor, paths: int, accumulate: bool):
     """
     own = paths if accumulate else paths - 1
     added = rows.new_empty(own, *rows.shape) if own else None
-    return (added[0], added[1:], added) if accumulate else (grad_rows, added, added)
+    if not accumulate:
+        return grad_rows, added, added
+    return added[0], added[1:] if paths > 1 else None, added
 
 
 def shares(rows: Tensor, parameters: Sequence[Tensor | None], programs: int) -> tuple[tuple[int, ...], Tensor]:

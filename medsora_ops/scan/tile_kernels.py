@@ -6,7 +6,8 @@ so a program keeps what its heads gave until the last of them is done, in scratc
 the tile: small enough to stay in the second-level cache.
 
     SIZES      heads, head_dim, groups, state, taps, heads that a norm runs over
-    BLOCKS     tokens, channels of a head, numbers of the state at a time, heads of a norm; powers of two
+    BLOCKS     tokens, channels of a head, numbers of the state at a time, heads of a norm, channels at a time on the
+               way back; powers of two
     gated      y * silu(z), (programs, directions, BLOCK_T, E) in a float type of the host's choice
     squares    sums of its squares, (programs, directions, heads, BLOCK_T) float32
 """

@@ -16,18 +16,21 @@ from torch import Tensor
 from medsora_ops.launch import launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
 
-LONGEST_TILE = 64  # tokens of a sequence that one program can take whole
+LONGEST_TILE = 64  # tokens of a sequence that a tile can hold
 _NAMED = 7  # rows of numbers that tile_scratch_kernels.py has names for
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """How the work is cut: tokens of a tile, numbers of the state at a time, programs for each multiprocessor."""
+    """How the work is cut: tokens of a tile, numbers of the state and channels at a time, programs a multiprocessor.
+
+    Programs of 8 warps that take more than 128 registers a thread have a multiprocessor each.
+    """
 
     tokens: int = 64
     state: int = 64
     channels: int = 32
-    programs: int = 2
+    programs: int = 1
     num_warps: int = 8
     num_stages: int = 1
 
@@ -134,10 +137,15 @@ def backward(
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
 
 
+def along(rows: Tensor, offsets) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For each path its length, and its sequences in one video."""
+    lengths = tuple(table.shape[0] for table in offsets)
+    return lengths, tuple(rows.shape[1] // length for length in lengths)
+
+
 def _cut(rows: Tensor, offsets, config: TileConfig):
     """For each path its length, its sequences in one video, and the tiles that they fill."""
-    lengths = tuple(table.shape[0] for table in offsets)
-    sequences = tuple(rows.shape[1] // length for length in lengths)
+    lengths, sequences = along(rows, offsets)
     return lengths, sequences, [
         -(-rows.shape[0] * count // (config.tokens // length)) for length, count in zip(lengths, sequences, strict=True)
     ]  # fmt: skip

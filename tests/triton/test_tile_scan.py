@@ -87,9 +87,10 @@ def test_any_strides(device):
     check(case, device, [apart, *parameters], grads)
 
 
-def test_a_bad_number_stays_in_its_video(device):
+@pytest.mark.parametrize("length", [40, 70])
+def test_a_bad_number_stays_in_its_video(device, length):
     """A NaN may reach the sequences that share its tile, here none, and never others."""
-    case = Case(kinds=("raster",), grid=(1, 1, 40), batch=3)
+    case = Case(kinds=("raster",), grid=(1, 1, length), batch=3, heads=1)
     tensors, grads = case.tensors(device)
     before, _ = run(case, tensors, grads)
     tensors[0][1, 5] = float("nan")
