@@ -14,6 +14,9 @@ from medsora.models.released import released_names
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ORDERS = ("spiral", "released")
+# The timestep's sinusoid is float32, and its last bit the processor's: such sums over all tokens, with cancellation,
+# show that, by up to 6e-6 among instruction sets.
+ONE_A_HEAD = ("A_log", "dt_bias")
 
 
 def golden(order):
@@ -58,7 +61,8 @@ def test_values_gradients_and_streams_agree(order, dtype, tolerance):
     for name in recorded:
         expected = tensors[f"grad.{name}"]
         gradient = model.get_parameter(names[name]).grad.reshape(expected.shape)
-        assert relative_error(gradient, expected) < tolerance, name
+        allowed = max(tolerance, 1e-5) if name.endswith(ONE_A_HEAD) else tolerance
+        assert relative_error(gradient, expected) < allowed, name
 
 
 def test_the_two_scan_orders_differ():

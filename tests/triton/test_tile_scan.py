@@ -99,7 +99,7 @@ def test_a_bad_number_stays_in_its_video(device, length):
     assert found[0][[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize("length", [12, 70, 300])
+@pytest.mark.parametrize("length", [12, 70])
 def test_without_an_epsilon(device, length):
     """Where a tile holds no token the norm divides by zero."""
 
