@@ -1,29 +1,17 @@
 """path_scan of whole sequences block by block, by Triton kernels, against its float64 definition; and what goes so."""
 
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from sampling import sampled
 from scan_case import Case, check, compare
+from test_tile_scan import CONFIGS, HALF
 
-from medsora_ops.launch import INTERPRETED
 from medsora_ops.scan import chunk_path_launch, sequence_launch, tile_launch, triton
 from medsora_ops.scan.tile_launch import Mixer, TileConfig
 
-HALF = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 SMALL = TileConfig(tokens=16, state=16, channels=16, programs=1)
-CHOICES = [(16, 32, 64)] * 3
-CONFIGS = [  # every three of the sizes, and every two of all that is chosen
-    TileConfig(
-        *(sizes[i] for sizes, i in zip(CHOICES, at, strict=True)),
-        programs=(1, 2, 4)[sum(at) % 3],
-        num_warps=(4, 8, 16)[(sum(at) + at[1]) % 3],
-    )
-    for at in itertools.product(range(3), repeat=3)
-]
-
 SHAPES = [
     dict(kinds=("fw", "fh"), heads=1, grid=(3, 2, 6)),
     dict(kinds=("hw", "raster"), bidirectional=False, batch=2, grid=(2, 4, 5), heads=1),
