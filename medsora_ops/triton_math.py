@@ -58,7 +58,8 @@ def settled(x):
 
 @triton.jit
 def anew(x):
-    """The same pointer or int32, of which the compiler does not know it: what is made of it is not kept over a loop."""
+    """The same int32 or pointer, to a multiple of 16 bytes, of which the compiler does not know that it is the same:
+    what is made of it is not kept over a loop."""
     if _INTERPRETED:
         return x
     elif not is_cuda():
@@ -66,7 +67,7 @@ def anew(x):
     elif x.dtype.is_ptr():
         bits = x.to(tl.int64)
         bits = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [bits], dtype=tl.int64, is_pure=False, pack=1)
-        return tl.multiple_of(bits, 16).to(x.dtype)
+        return tl.multiple_of(bits.to(x.dtype), 16)
     else:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 

@@ -132,10 +132,11 @@ def chunk_back(
 
     total = tl.load(totals + token)
     values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
+    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
+    turned_scores = (matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)).to(OPERANDS)
+    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
     carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
     of_until = tl.sum(from_rows(b, of_b, inside, real).to(tl.float32) * carried, axis=1)
-    dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
-    turned_scores = matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)
     queries = from_rows(c, of_b, inside, real).to(OPERANDS)
     carried += matmul(turned_scores, queries, OPERANDS)
     to_rows(to_b, walk, to_b_columns, inside, real, carried * tl.load(steps + token)[:, None])

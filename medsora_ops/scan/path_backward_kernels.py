@@ -86,7 +86,6 @@ def path_scan_chunk_bwd_kernel(
     kept += worker * (SEGMENT * 2 * BLOCK_T)
     stash += worker * (BLOCK_T * (2 * BLOCK_P + 2 * BLOCK_N))
     mixed = (y + path_plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
-    of_out = pick_rows(path, of_outs)
     norm = sums_along(norm, path_plane, positions, tokens, SIZES, BLOCKS, NORMED)
     share = path * (HEADS // SIZES[2] * PARTS) + head % (HEADS // SIZES[2]) * PARTS + part
     share = (share * DIRECTIONS + direction).to(tl.int64) * positions
@@ -122,10 +121,14 @@ def path_scan_chunk_bwd_kernel(
         for later in tl.range(0, chunks, disable_licm=True):
             chunk = chunks - 1 - later
             first = start + chunk * BLOCK_T
-            walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
+            # Looked up here, as what is known before the loop takes up registers over it.
+            here = anew(path) if PATHS > 1 else path
+            along = pick(here, sequences), pick(here, strides), direction == 1
+            walk = walk_of(sequence // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
             token = tl.arange(0, BLOCK_T)
-            x_stash = stash + token * BLOCK_P
-            b_stash = stash + BLOCK_T * BLOCK_P + token * BLOCK_N
+            chunk_stash = anew(stash)
+            x_stash = chunk_stash + token * BLOCK_P
+            b_stash = chunk_stash + BLOCK_T * BLOCK_P + token * BLOCK_N
             c_stash = b_stash + BLOCK_T * BLOCK_N
             values = activated(given, walk, filters, of_x, wanted, WIDTH, TAPS)
             tl.store(x_stash[:, None] + p[None, :], values.to(OPERANDS))
@@ -133,6 +136,7 @@ def path_scan_chunk_bwd_kernel(
             tl.store(b_stash[:, None] + n[None, :], b.to(OPERANDS))
             c = activated(given, walk, filters, of_b + STATES, real, WIDTH, TAPS)
             tl.store(c_stash[:, None] + n[None, :], c.to(OPERANDS))
+            of_out = pick_rows(here, of_outs)
             gate = load_gate(given, of_out, norm, walk, of_x, wanted)
             values = rows_before(mixed, walk, of_x, wanted, 0)
             dy, dz, of_weight = through_norm(values, gate, norm, walk, head, part, of_x, SIZES, BLOCKS, NORMED)
@@ -144,7 +148,7 @@ def path_scan_chunk_bwd_kernel(
                 if PATHS * DIRECTIONS > 2:  # added here and now: before the loop it would take up registers
                     other = anew(of_z) + (path_plane - 1).to(tl.int64) * positions * WIDTH
                 store_rows((other, tokens * WIDTH, WIDTH), walk, of_x, wanted, dz, False)
-            y_stash = stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
+            y_stash = chunk_stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
             tl.store(y_stash[:, None] + p[None, :], dy.to(OPERANDS))
             inside = walk[4]
             tl.debug_barrier()

@@ -53,7 +53,8 @@ NAMED = tl.constexpr(4)
 def y_addresses(y, block, first, channel, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """Of channels of the scratch y, counted from `first`: [tokens, channels]"""
     row = tl.arange(0, BLOCKS[0])
-    return anew(y) + first + (block * BLOCKS[0] + row[:, None]) * (SIZES[0] * SIZES[1]) + channel[None, :]
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    return anew(y) + (first + block * BLOCKS[0] * WIDTH) + (row[:, None] * WIDTH + channel[None, :])
 
 
 @triton.jit
@@ -61,8 +62,8 @@ def gradient_addresses(numbers, block, COLUMNS: tl.constexpr, SIZES: tl.constexp
     """Of the gradient that goes through the convolution: [tokens, columns]"""
     BEFORE: tl.constexpr = NAMED + 2 * SIZES[0] + BLOCKS[5] // BLOCKS[0]
     row = tl.arange(0, BLOCKS[0])
-    at = anew(numbers) + BEFORE * BLOCKS[5] + block * BLOCKS[0] * COLUMNS
-    return at + row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    at = anew(numbers) + (BEFORE * BLOCKS[5] + block * BLOCKS[0] * COLUMNS)
+    return at + (row[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
 
 
 @triton.jit
@@ -132,7 +133,7 @@ def turned_weights(numbers, square, block, later, between, BLOCKS: tl.constexpr)
     row = tl.arange(0, BLOCKS[0])
     total = tl.load(numbers_of(numbers, TOTAL, block, BLOCKS))
     total_later = tl.load(numbers_of(numbers, TOTAL, later, BLOCKS))
-    causal = (later - block) * BLOCKS[0] + row[None, :] >= row[:, None]
+    causal = anew(later - block) * BLOCKS[0] + row[None, :] >= row[:, None]
     weights = tl.load(turned_pair_addresses(square, later, block, BLOCKS)).to(tl.float32)
     return settled(weights * causal_decays(causal, total_later[None, :] - total[:, None] + between))
 
@@ -350,25 +351,24 @@ def path_scan_sequence_bwd_kernel(
     of_parameters = (found + SEGMENTS[0], found + SEGMENTS[1], found + SEGMENTS[2], found + SEGMENTS[3])
     of_parameters += (found + SEGMENTS[4], found + SEGMENTS[5])
     for sequence in tl.range(tl.program_id(0), all_sequences, tl.num_programs(0), disable_licm=True):
-        for direction in tl.range(DIRECTIONS, disable_licm=True):
+        # As the turns of one loop, none keeps what another computes, such as addresses, in registers.
+        for turn in tl.range(3 * DIRECTIONS, disable_licm=True):
+            direction, stage = turn // 3, turn % 3
             sums = (of_parameters, sequence - tl.program_id(0) + direction, direction)
-            # As the turns of one loop, none keeps what another computes, such as addresses, in registers.
-            for turn in tl.range(3, disable_licm=True):
-                number, first = path_of_sequence(anew(sequence) if PATHS > 1 else sequence, sequences, videos)
-                table, length, per_video = pick(number, tables), pick(number, lengths), pick(number, sequences)
-                place = (sequence - first, table, length, per_video, pick(number, strides), direction == 1)
-                blocks = tl.cdiv(length, BLOCKS[0])
-                tensors = (
-                    (rows, video_stride, token_stride),
-                    rows_of_path(number, grad_rows, of_others, videos, per_video * length, PATHS, COLUMNS),
-                    pick_rows(number, of_outs),
-                )
-                if turn == 0:
-                    y_and_norm_sums(tensors, parameters, place, blocks, scratch, SIZES, BLOCKS)
-                elif turn == 1:
-                    norm_and_gate_back(tensors, parameters, place, blocks, scratch, sums, eps, SIZES, BLOCKS)
-                else:
-                    scan_back(tensors, parameters, place, blocks, scratch, sums, SIZES, BLOCKS)
-                # The next turn reads the scratch; the next direction or sequence writes it anew and adds to the same
-                # sums.
-                tl.debug_barrier()
+            number, first = path_of_sequence(anew(sequence) if PATHS > 1 else sequence, sequences, videos)
+            table, length, per_video = pick(number, tables), pick(number, lengths), pick(number, sequences)
+            place = (sequence - first, table, length, per_video, pick(number, strides), direction == 1)
+            blocks = tl.cdiv(length, BLOCKS[0])
+            tensors = (
+                (rows, video_stride, token_stride),
+                rows_of_path(number, grad_rows, of_others, videos, per_video * length, PATHS, COLUMNS),
+                pick_rows(number, of_outs),
+            )
+            if stage == 0:
+                y_and_norm_sums(tensors, parameters, place, blocks, scratch, SIZES, BLOCKS)
+            elif stage == 1:
+                norm_and_gate_back(tensors, parameters, place, blocks, scratch, sums, eps, SIZES, BLOCKS)
+            else:
+                scan_back(tensors, parameters, place, blocks, scratch, sums, SIZES, BLOCKS)
+            # The next turn reads the scratch, or writes it anew and adds to the same sums.
+            tl.debug_barrier()

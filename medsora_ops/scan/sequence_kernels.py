@@ -14,6 +14,9 @@ memory and back on a large chip, as between the launches of a scan and its norm.
     numbers         (programs, 2, MOST) float32: steps, and log2 of the decay since the block's start
     square          (programs, MOST, MOST), scores, in a float type of the host's choice
     held            (programs, MOST, ...) in the operands' type: B, C and one head's x, after convolution and SiLU
+
+Addresses of scratch are a pointer, moved by numbers that the whole program has, plus small numbers of the thread's own:
+added in another order, the compiler finds no distances in common and keeps an address for each number.
 """
 
 from __future__ import annotations
@@ -57,22 +60,24 @@ def numbers_of(numbers, which, block, BLOCKS: tl.constexpr):
 def pair_addresses(square, block, before, BLOCKS: tl.constexpr):
     """Of a block's tokens and those of an earlier one, or of the same: [tokens, tokens before]"""
     row = tl.arange(0, BLOCKS[0])
-    return anew(square) + (block * BLOCKS[0] + row[:, None]) * BLOCKS[5] + before * BLOCKS[0] + row[None, :]
+    first = block * BLOCKS[0] * BLOCKS[5] + before * BLOCKS[0]
+    return anew(square) + first + (row[:, None] * BLOCKS[5] + row[None, :])
 
 
 @triton.jit
 def turned_pair_addresses(square, block, before, BLOCKS: tl.constexpr):
     """The same, [tokens before, tokens]."""
     row = tl.arange(0, BLOCKS[0])
-    return anew(square) + (block * BLOCKS[0] + row[None, :]) * BLOCKS[5] + before * BLOCKS[0] + row[:, None]
+    first = block * BLOCKS[0] * BLOCKS[5] + before * BLOCKS[0]
+    return anew(square) + first + (row[None, :] * BLOCKS[5] + row[:, None])
 
 
 @triton.jit
 def projection_addresses(held, which, block, first, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """Of BLOCKS[2] numbers of B (which 0) or C (1) from `first` on: [tokens, numbers]"""
     row = tl.arange(0, BLOCKS[0])
-    tokens = which * BLOCKS[5] + block * BLOCKS[0] + row
-    return anew(held) + tokens[:, None] * BLOCKS[6] + first + tl.arange(0, BLOCKS[2])[None, :]
+    first += (which * BLOCKS[5] + block * BLOCKS[0]) * BLOCKS[6]
+    return anew(held) + first + (row[:, None] * BLOCKS[6] + tl.arange(0, BLOCKS[2])[None, :])
 
 
 @triton.jit
@@ -85,7 +90,8 @@ def held_x(held, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
 def x_addresses(held, block, first, channel, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """Of channels of x, counted from `first`: [tokens, channels]"""
     row = tl.arange(0, BLOCKS[0])
-    return anew(held_x(held, SIZES, BLOCKS)) + (block * BLOCKS[0] + row[:, None]) * BLOCKS[1] + first + channel[None, :]
+    first += block * BLOCKS[0] * BLOCKS[1]
+    return anew(held_x(held, SIZES, BLOCKS)) + first + (row[:, None] * BLOCKS[1] + channel[None, :])
 
 
 @triton.jit
@@ -148,7 +154,7 @@ def pair_decays(numbers, block, before, between, BLOCKS: tl.constexpr):
     row = tl.arange(0, BLOCKS[0])
     total = tl.load(numbers_of(numbers, TOTAL, block, BLOCKS))
     total_before = tl.load(numbers_of(numbers, TOTAL, before, BLOCKS))
-    causal = (block - before) * BLOCKS[0] + row[:, None] >= row[None, :]
+    causal = anew(block - before) * BLOCKS[0] + row[:, None] >= row[None, :]
     return causal_decays(causal, total[:, None] - total_before[None, :] + between)
 
 
@@ -172,6 +178,65 @@ def head_output(block, skip, numbers, square, held, SIZES: tl.constexpr, BLOCKS:
     return mixed + skip * tl.load(x_addresses(held, block, 0, channel, SIZES, BLOCKS)).to(tl.float32)
 
 
+@triton.jit
+def scan_one_way(
+    given, filters, dt_bias, A, D, place, direction, blocks, scratch, SIZES: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """y * silu(z) of all heads, and for each head the sums of its squares, in the order of the grid."""
+    HEADS: tl.constexpr = SIZES[0]
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
+    MOST: tl.constexpr = BLOCKS[5]
+    gated, squares, numbers, square, held = scratch
+    _, _, length, _, _, reverse = place
+    for group in tl.range(SIZES[2], disable_licm=True):
+        keep_scores(given, filters, place, group, blocks, square, held, SIZES, BLOCKS)
+        for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
+            keep_head(given, filters, dt_bias, A, place, head, blocks, numbers, held, SIZES, BLOCKS)
+            skip = tl.load(D + head).to(tl.float32)
+            for block in tl.range(blocks, disable_licm=True):
+                y = head_output(block, skip, numbers, square, held, SIZES, BLOCKS)
+                walk = walk_of_block(place, block, BLOCKS)
+                channel, wanted = head_channels(head, SIZES, BLOCKS[1])
+                z = rows_before(given, walk, channel, wanted, 0)
+                u = y * z * sigmoid(z)
+                # Walking back, the token at a place is the one at length - 1 - place of the grid's order.
+                turned = tl.where(reverse, length - 1 - walk[3], walk[3])
+                kept = gated + (direction * MOST + turned)[:, None] * WIDTH + channel[None, :]
+                tl.store(kept, u.to(gated.dtype.element_ty), mask=walk[4][:, None] & wanted[None, :])
+                tl.store(squares + (direction * HEADS + head) * MOST + turned, tl.sum(u * u, axis=1), mask=walk[4])
+            tl.debug_barrier()  # the next head writes its numbers and x anew, and the next group the scores
+
+
+@triton.jit
+def norm_of_ways(
+    out, norm_weight, place, blocks, scratch, eps, DIRECTIONS: tl.constexpr, SIZES: tl.constexpr, BLOCKS: tl.constexpr
+):  # fmt: skip
+    """RMSNorm of what each direction has left, summed over them. place: not walked back."""
+    HEADS: tl.constexpr = SIZES[0]
+    WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
+    BLOCK_T: tl.constexpr = BLOCKS[0]
+    BLOCK_P: tl.constexpr = BLOCKS[1]
+    MOST: tl.constexpr = BLOCKS[5]
+    gated, squares, _, _, _ = scratch
+    row = tl.arange(0, BLOCK_T)
+    for turn in tl.range(HEADS * blocks, disable_licm=True):
+        head, block = turn // blocks, turn % blocks
+        walk = walk_of_block(place, block, BLOCKS)
+        channel, wanted = head_channels(head, SIZES, BLOCK_P)
+        normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+        mask = walk[4][:, None] & wanted[None, :]
+        for direction in tl.range(DIRECTIONS, disable_licm=True):
+            of_block = squares + direction * HEADS * MOST + block * BLOCK_T
+            total = norm_sum(of_block, head, MOST, SIZES, BLOCKS)
+            kept = gated + (direction * MOST + block * BLOCK_T) * WIDTH + (row[:, None] * WIDTH + channel[None, :])
+            u = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
+            normed += u * tl.rsqrt(total / (SIZES[5] * SIZES[1]) + eps)[:, None]
+        normed *= tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
+        at, _inside = row_starts(out, walk, 0)
+        tl.store(at[:, None] + channel[None, :], normed.to(out[0].dtype.element_ty), mask=mask)
+
+
 @triton.jit(do_not_specialize=["all_sequences", "videos"])
 def path_scan_sequence_fwd_kernel(
     rows, video_stride, token_stride, conv_weight, conv_bias, dt_bias, A, D, norm_weight, eps,
@@ -182,60 +247,30 @@ def path_scan_sequence_fwd_kernel(
     """One launch for all paths: their sequences, one path's behind the other's."""
     HEADS: tl.constexpr = SIZES[0]
     WIDTH: tl.constexpr = SIZES[0] * SIZES[1]
-    PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
-    BLOCK_T: tl.constexpr = BLOCKS[0]
-    BLOCK_P: tl.constexpr = BLOCKS[1]
     MOST: tl.constexpr = BLOCKS[5]
-    NOT_BACK: tl.constexpr = False
+    PATHS: tl.constexpr = len(lengths)
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
-    row = tl.arange(0, BLOCK_T)
     program = tl.program_id(0).to(tl.int64)
-    gated += program * DIRECTIONS * MOST * WIDTH
-    squares += program * DIRECTIONS * HEADS * MOST
-    numbers += program * 2 * MOST
-    square += program * MOST * MOST
-    held += program * MOST * (2 * BLOCKS[6] + BLOCKS[1])
+    scratch = (
+        gated + program * DIRECTIONS * MOST * WIDTH,
+        squares + program * DIRECTIONS * HEADS * MOST,
+        numbers + program * 2 * MOST,
+        square + program * MOST * MOST,
+        held + program * MOST * (2 * BLOCKS[6] + BLOCKS[1]),
+    )
     for sequence in tl.range(tl.program_id(0), all_sequences, tl.num_programs(0), disable_licm=True):
-        path, first = path_of_sequence(sequence, sequences, videos)
-        length = pick(path, lengths)
-        blocks = tl.cdiv(length, BLOCK_T)
-        place_of_path = pick(path, tables), length, pick(path, sequences), pick(path, strides)
-        for direction in tl.range(DIRECTIONS, disable_licm=True):
-            place = (sequence - first,) + place_of_path + (direction == 1,)
-            for group in tl.range(SIZES[2], disable_licm=True):
-                keep_scores(given, filters, place, group, blocks, square, held, SIZES, BLOCKS)
-                for head in tl.range(group * PER_GROUP, (group + 1) * PER_GROUP, disable_licm=True):
-                    keep_head(given, filters, dt_bias, A, place, head, blocks, numbers, held, SIZES, BLOCKS)
-                    skip = tl.load(D + head).to(tl.float32)
-                    for block in tl.range(blocks, disable_licm=True):
-                        y = head_output(block, skip, numbers, square, held, SIZES, BLOCKS)
-                        walk = walk_of_block(place, block, BLOCKS)
-                        channel, wanted = head_channels(head, SIZES, BLOCKS[1])
-                        z = rows_before(given, walk, channel, wanted, 0)
-                        u = y * z * sigmoid(z)
-                        # Walking back, the token at a place is the one at length - 1 - place of the grid's order.
-                        turned = tl.where(direction == 1, length - 1 - walk[3], walk[3])
-                        kept = gated + (direction * MOST + turned)[:, None] * WIDTH + channel[None, :]
-                        tl.store(kept, u.to(gated.dtype.element_ty), mask=walk[4][:, None] & wanted[None, :])
-                        at = squares + (direction * HEADS + head) * MOST + turned
-                        tl.store(at, tl.sum(u * u, axis=1), mask=walk[4])
-                    tl.debug_barrier()  # the next head writes its numbers and x anew, and the next group the scores
-        out = (pick(path, outs), out_video_stride, WIDTH)
-        place = (sequence - first,) + place_of_path + (NOT_BACK,)
-        for turn in tl.range(HEADS * blocks, disable_licm=True):
-            head, block = turn // blocks, turn % blocks
-            walk = walk_of_block(place, block, BLOCKS)
-            channel, wanted = head_channels(head, SIZES, BLOCKS[1])
-            normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
-            mask = walk[4][:, None] & wanted[None, :]
-            for direction in tl.range(DIRECTIONS, disable_licm=True):
-                of_block = squares + direction * HEADS * MOST + block * BLOCK_T
-                total = norm_sum(of_block, head, MOST, SIZES, BLOCKS)
-                kept = gated + (direction * MOST + block * BLOCK_T + row)[:, None] * WIDTH + channel[None, :]
-                u = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
-                normed += u * tl.rsqrt(total / (SIZES[5] * SIZES[1]) + eps)[:, None]
-            normed *= tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
-            at, _inside = row_starts(out, walk, 0)
-            tl.store(at[:, None] + channel[None, :], normed.to(out[0].dtype.element_ty), mask=mask)
-        tl.debug_barrier()  # before the next sequence writes the scratch anew
+        # As the turns of one loop, none keeps what another computes, such as addresses, in registers.
+        for turn in tl.range(DIRECTIONS + 1, disable_licm=True):
+            path, first = path_of_sequence(anew(sequence) if PATHS > 1 else sequence, sequences, videos)
+            length = pick(path, lengths)
+            blocks = tl.cdiv(length, BLOCKS[0])
+            place = sequence - first, pick(path, tables), length, pick(path, sequences), pick(path, strides)
+            if turn < DIRECTIONS:
+                place_of_way = place + (turn == 1,)
+                scan_one_way(given, filters, dt_bias, A, D, place_of_way, turn, blocks, scratch, SIZES, BLOCKS)
+            else:
+                out = (pick(path, outs), out_video_stride, WIDTH)
+                place_of_grid = place + (turn < 0,)
+                norm_of_ways(out, norm_weight, place_of_grid, blocks, scratch, eps, DIRECTIONS, SIZES, BLOCKS)
+            tl.debug_barrier()  # the next turn reads the scratch, or writes it anew

@@ -8,21 +8,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import architecture, at_most, launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
 from medsora_ops.scan.tile_launch import Mixer, TileConfig, along, scratch_type
 
 LONGEST = 256  # tokens of a sequence
 _NAMED = 4  # rows of numbers that the kernels have names for
 FORWARD = TileConfig(programs=2)
-BACKWARD = TileConfig(state=32)
+BACKWARD = TileConfig(channels=64)
 
 
 def default(way: str, dtype: torch.dtype) -> TileConfig:
     """way: "fwd" or "bwd"."""
     if way == "fwd":
-        return FORWARD
-    return replace(BACKWARD, channels=64) if dtype == torch.float32 else BACKWARD  # which takes fewer registers there
+        return replace(FORWARD, programs=1) if dtype == torch.float32 else FORWARD  # of twice the registers
+    return replace(BACKWARD, channels=32) if dtype == torch.float16 else BACKWARD  # whose scratch is float32
 
 
 def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides, mixer: Mixer, config: TileConfig):
@@ -108,10 +108,8 @@ def _up(size: int, step: int) -> int:
 
 
 def _registers(config: TileConfig, device: torch.device) -> dict:
-    """For Blackwell the assembler of Triton 3.6 stops short of all registers, and spills."""
-    if not architecture(device).startswith("sm_10"):
-        return {}
-    return at_most(device, min(255, 65536 // (32 * config.num_warps)))
+    """As many as leave room for the programs of a multiprocessor; left alone, the assembler may spill for more."""
+    return at_most(device, min(255, 65536 // (config.programs * 32 * config.num_warps)))
 
 
 def _kernels():

@@ -11,9 +11,13 @@ if INTERPRETED:
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
 import torch  # noqa: E402
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
 
 from medsora_ops import offline, path_scan  # noqa: E402
+from medsora_ops.launch import launch  # noqa: E402
 from medsora_ops.paths import ScanPath  # noqa: E402
+from medsora_ops.triton_math import anew  # noqa: E402
 from medsora_ops.warmup import describe, warmup  # noqa: E402
 
 
@@ -70,6 +74,21 @@ def test_rows_are_copied_in_pieces_of_16_bytes():
             piece = "v2.b64" if dtype == torch.float64 else "v4.b32"
             code = one.kernel.asm["ptx"]
             assert f"ld.global.{piece}" in code and f"st.global.{piece}" in code
+
+
+@triton.jit
+def copy_kernel(x, y):
+    at = tl.arange(0, 1024)
+    tl.store(anew(y) + at, tl.load(anew(x) + at))
+
+
+def test_scratch_is_read_and_written_in_pieces_of_16_bytes():
+    """The compiler must know how a pointer is aligned of which it knows nothing else."""
+    x = torch.empty(1024, dtype=torch.bfloat16, device="meta")
+    with offline.compiling_for("cuda:90") as compiled:
+        launch(copy_kernel, 1, x, torch.empty_like(x), num_warps=4)
+    code = compiled[0].kernel.asm["ptx"]
+    assert "ld.global.v4.b32" in code and "st.global.v4.b32" in code
 
 
 @pytest.mark.parametrize(("head_dim", "state"), [(32, 16), (64, 64)])
