@@ -23,16 +23,18 @@ train: $(READY)  ## train on built-in real data, sample, and say where the resul
 	@$(RUN) -m medsora.train $(ARGS)
 
 # The Triton kernels run in Triton's interpreter, which a process either is or is not. 5: ARGS chose no test of these.
-PYTEST := $(RUN) -m pytest -q --durations=15
+# Two processes, as most tests keep one core busy; of other files than these, what a file prepares is for all its tests.
+PYTEST := $(RUN) -m pytest -q --durations=15 -n 2
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/triton
+OTHERS := $(PYTEST) --dist loadfile
 
 test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
 	@$(INTERPRETED) $(ARGS) || test $$? -eq 5
-	@$(PYTEST) $(ARGS)
+	@$(OTHERS) $(ARGS)
 
 test-full: $(READY)  ## run the tests over all cases
 	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS) || test $$? -eq 5
-	@MEDSORA_TEST_FULL=1 $(PYTEST) $(ARGS)
+	@MEDSORA_TEST_FULL=1 $(OTHERS) $(ARGS)
 
 # Two at a time, as the interpreter takes one core: half an hour of it, and compilers beside it, more than half an hour.
 OLDEST_TRITON := 3.6.0
