@@ -36,7 +36,7 @@ test-full: $(READY)  ## run the tests over all cases
 	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS) || test $$? -eq 5
 	@MEDSORA_TEST_FULL=1 $(OTHERS) $(ARGS)
 
-# Two at a time, as the interpreter takes one core: half an hour of it, and compilers beside it, more than half an hour.
+# Side by side, as what the compilers leave of the cores the interpreter takes.
 OLDEST_TRITON := 3.6.0
 test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases interpreted, all compiled for several chips
 	@$(MAKE) --no-print-directory -j2 test-gpu-interpreted test-gpu-compiled

@@ -107,7 +107,7 @@ def sparing(device: torch.device) -> dict:
 
 
 def at_most(device: torch.device, registers: int) -> dict:
-    """Options of a kernel that may take so many registers a thread, where NVIDIA's assembler would stop earlier."""
+    """Options of a kernel that may take so many registers a thread, and no more, whatever NVIDIA's assembler thinks."""
     return {"maxnreg": registers} if architecture(device).startswith("sm_") else {}
 
 

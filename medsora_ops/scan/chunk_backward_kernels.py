@@ -134,7 +134,6 @@ def chunk_back(
     values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
     dy = from_rows(grad, of_y, inside, wanted).to(OPERANDS)
     turned_scores = (matmul(values, tl.trans(dy), OPERANDS) * turned_decays(total, total)).to(OPERANDS)
-    values = from_rows(x, of_x, inside, wanted).to(OPERANDS)
     carried = matmul(values, after, OPERANDS) * tl.exp2(whole - total)[:, None]
     of_until = tl.sum(from_rows(b, of_b, inside, real).to(tl.float32) * carried, axis=1)
     queries = from_rows(c, of_b, inside, real).to(OPERANDS)

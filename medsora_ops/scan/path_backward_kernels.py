@@ -121,7 +121,7 @@ def path_scan_chunk_bwd_kernel(
         for later in tl.range(0, chunks, disable_licm=True):
             chunk = chunks - 1 - later
             first = start + chunk * BLOCK_T
-            # Looked up here, as what is known before the loop takes up registers over it.
+            # Looked up again for each chunk: kept, it would take up registers.
             here = anew(path) if PATHS > 1 else path
             along = pick(here, sequences), pick(here, strides), direction == 1
             walk = walk_of(sequence // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)

@@ -15,8 +15,8 @@ memory and back on a large chip, as between the launches of a scan and its norm.
     square          (programs, MOST, MOST), scores, in a float type of the host's choice
     held            (programs, MOST, ...) in the operands' type: B, C and one head's x, after convolution and SiLU
 
-Addresses of scratch are a pointer, moved by numbers that the whole program has, plus small numbers of the thread's own:
-added in another order, the compiler finds no distances in common and keeps an address for each number.
+The addresses named below are a pointer, moved by numbers that the whole program has, plus small numbers of the thread's
+own: added in another order, the compiler finds no distances in common and keeps an address for each number.
 """
 
 from __future__ import annotations

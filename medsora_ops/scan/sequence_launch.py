@@ -48,7 +48,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **_registers(config, rows.device),
+            **_registers(config, constants["BLOCKS"][1], rows.device),
         )
     return outputs
 
@@ -85,7 +85,7 @@ def backward(
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **_registers(config, rows.device),
+            **_registers(config, constants["BLOCKS"][1], rows.device),
         )
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
 
@@ -107,9 +107,13 @@ def _up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def _registers(config: TileConfig, device: torch.device) -> dict:
-    """As many as leave room for the programs of a multiprocessor; left alone, the assembler may spill for more."""
-    return at_most(device, min(255, 65536 // (config.programs * 32 * config.num_warps)))
+def _registers(config: TileConfig, channels: int, device: torch.device) -> dict:
+    """As many as leave room for the programs of a multiprocessor, if these are enough for a head's channels.
+
+    Left alone, the assembler may keep so few that a third program fits, and spill.
+    """
+    all_of_one = 65536 // (32 * config.num_warps)
+    return at_most(device, min(255, all_of_one, max(64, 2 * channels, all_of_one // config.programs)))
 
 
 def _kernels():

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 
 import pytest
@@ -19,6 +20,8 @@ import triton.language as tl  # noqa: E402
 from medsora_ops import offline, path_scan  # noqa: E402
 from medsora_ops.launch import launch  # noqa: E402
 from medsora_ops.paths import ScanPath  # noqa: E402
+from medsora_ops.scan import sequence_launch  # noqa: E402
+from medsora_ops.scan.tile_launch import TileConfig  # noqa: E402
 from medsora_ops.triton_math import anew  # noqa: E402
 from medsora_ops.warmup import describe, warmup  # noqa: E402
 
@@ -109,6 +112,14 @@ def test_states_that_are_taken_at_once_compile_for_blackwell(head_dim, state):
     with offline.compiling_for("cuda:100") as compiled:
         describe((ScanPath.plane("fw", (6, 8, 8)),), *settings)
     assert len(compiled) == 1 + 2
+
+
+def test_registers_of_every_cut_fit_the_chip():
+    with offline.compiling_for("cuda:90"):
+        for programs, warps, channels in itertools.product((1, 2, 4, 2**31), (4, 8, 16), (16, 64, 256)):
+            config = TileConfig(programs=programs, num_warps=warps)
+            registers = sequence_launch._registers(config, channels, torch.device("meta"))["maxnreg"]
+            assert 64 <= registers <= 255 and registers * 32 * warps <= offline.REGISTERS, (config, channels)
 
 
 def test_few_launches():
