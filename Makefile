@@ -23,18 +23,17 @@ train: $(READY)  ## train on built-in real data, sample, and say where the resul
 	@$(RUN) -m medsora.train $(ARGS)
 
 # The Triton kernels run in Triton's interpreter, which a process either is or is not. 5: ARGS chose no test of these.
-# Two processes, as most tests keep one core busy; of other files than these, what a file prepares is for all its tests.
-PYTEST := $(RUN) -m pytest -q --durations=15 -n 2
-INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/triton
-OTHERS := $(PYTEST) --dist loadfile
+PYTEST := $(RUN) -m pytest -q --durations=15
+# In two processes, as the interpreter keeps one core busy; others interrupt what they start, and must not be late.
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/triton
 
 test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
 	@$(INTERPRETED) $(ARGS) || test $$? -eq 5
-	@$(OTHERS) $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-full: $(READY)  ## run the tests over all cases
 	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS) || test $$? -eq 5
-	@MEDSORA_TEST_FULL=1 $(OTHERS) $(ARGS)
+	@MEDSORA_TEST_FULL=1 $(PYTEST) $(ARGS)
 
 # Side by side, as what the compilers leave of the cores the interpreter takes.
 OLDEST_TRITON := 3.6.0

@@ -1,5 +1,6 @@
 """What every test run shares: deterministic hypothesis profiles and the way to `sampling`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sampling import FULL  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
+
+os.environ.pop("PYTEST_XDIST_WORKER", None)  # what the tests start is no worker of theirs; pytest-benchmark asks
 
 settings.register_profile(
     "sampled", max_examples=15, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
