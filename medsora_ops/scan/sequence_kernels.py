@@ -154,6 +154,7 @@ def pair_decays(numbers, block, before, between, BLOCKS: tl.constexpr):
     row = tl.arange(0, BLOCKS[0])
     total = tl.load(numbers_of(numbers, TOTAL, block, BLOCKS))
     total_before = tl.load(numbers_of(numbers, TOTAL, before, BLOCKS))
+    # A number that the compiler knows is compared in 64 bits, as it stands in addresses too.
     causal = anew(block - before) * BLOCKS[0] + row[:, None] >= row[None, :]
     return causal_decays(causal, total[:, None] - total_before[None, :] + between)
 

@@ -16,13 +16,15 @@ LONGEST = 256  # tokens of a sequence
 _NAMED = 4  # rows of numbers that the kernels have names for
 FORWARD = TileConfig(programs=2)
 BACKWARD = TileConfig(channels=64)
+_FORWARD_FLOAT32 = replace(FORWARD, programs=1)  # of twice the registers
+_BACKWARD_FLOAT16 = replace(BACKWARD, channels=32)  # as its scratch is float32
 
 
 def default(way: str, dtype: torch.dtype) -> TileConfig:
     """way: "fwd" or "bwd"."""
     if way == "fwd":
-        return replace(FORWARD, programs=1) if dtype == torch.float32 else FORWARD  # of twice the registers
-    return replace(BACKWARD, channels=32) if dtype == torch.float16 else BACKWARD  # whose scratch is float32
+        return _FORWARD_FLOAT32 if dtype == torch.float32 else FORWARD
+    return _BACKWARD_FLOAT16 if dtype == torch.float16 else BACKWARD
 
 
 def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides, mixer: Mixer, config: TileConfig):
