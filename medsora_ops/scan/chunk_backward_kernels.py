@@ -119,6 +119,8 @@ def chunk_back(
     of_total -= tl.sum(flow, axis=0)
     of_scores = (scores * decays).to(OPERANDS)
     weights = weights.to(OPERANDS)
+    if BLOCKS[2] < 64:  # of parts as short as these the assembler makes one, with what each of them needs in registers
+        tl.debug_barrier()
 
     total = tl.load(totals + token)  # again, now and below: what is loaded late takes up no registers before
     before = tl.load(held + chunk * HELD + within)

@@ -60,15 +60,20 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
 
     architecture: as `launch.architecture` tells it.
     """
-    if architecture.startswith("sm_8"):
+    way, ampere = config, architecture.startswith("sm_8")
+    if ampere:
         # Products take all their operands in registers there. Loads ahead of time go to shared memory instead; and on
         # the way back half as many channels, which costs B and C being read, and convolved, twice.
-        config = replace(config, num_stages=2) if config == FORWARD else replace(config, channels=32, conv_tokens=32)
-    if architecture.startswith("sm_10") and config == FORWARD:
+        config = replace(config, num_stages=2) if way == FORWARD else replace(config, channels=32, conv_channels=32)
+    if architecture.startswith("sm_10") and way == FORWARD:
         config = replace(config, registers=255)
     if dtype == torch.float32:  # a product takes three
         return replace(config, tokens=32, channels=32)
-    return replace(config, channels=32) if state > 128 else config
+    if state <= 128:
+        return config
+    if way == BACKWARD:
+        return replace(config, tokens=16, channels=32, segment=16)
+    return replace(config, channels=32) if ampere else replace(config, tokens=32)
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

@@ -34,7 +34,7 @@ import triton.language as tl
 
 from medsora_ops.scan.norm_kernels import keep_sums, load_gate, sums_along
 from medsora_ops.scan.walk_kernels import column_of, convolved, path_of_program, pick_rows, row_starts
-from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, settled, sigmoid, silu_slope, softplus
+from medsora_ops.triton_math import LOG2E, anew, causal_decays, matmul, pick, settled, sigmoid, silu_slope, softplus
 
 
 @triton.jit
@@ -286,20 +286,11 @@ def path_scan_chunk_fwd_kernel(
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
     path = path_of_program(PATHS)
-    table, length = pick(path, tables), pick(path, lengths)
-    per_video, stride = pick(path, sequences), pick(path, strides)
+    length = pick(path, lengths)
     begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     if PATHS > 1:
         end = tl.where(sequence < positions // length * DIRECTIONS, end, 0)
-    direction = sequence % DIRECTIONS
-    if y is not None:
-        plane = path * DIRECTIONS + direction
-        tokens = tl.cast(per_video * length, tl.int64)
-        out = (y + plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
-        if norm is not None:
-            of_out = pick_rows(path, of_outs)
-            norm_along = sums_along(norm, plane, positions, tokens, SIZES, BLOCKS, NORMED)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
     rate = tl.load(A + head).to(tl.float32)
@@ -312,10 +303,13 @@ def path_scan_chunk_fwd_kernel(
     state = start_of_run(boundaries, state, BLOCKS, CUT)
     run_total = 0.0
     for first in tl.range(begin, end, BLOCK_T, disable_licm=True):
-        walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
+        # What follows from where the program is, is found again for each chunk: kept, it would take up registers.
+        here, now = anew(path) if PATHS > 1 else path, anew(sequence)
+        along = pick(here, sequences), pick(here, strides), now % DIRECTIONS == 1
+        walk = walk_of(now // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
         if states is not None:
-            kept = pick(path, states)
-            store_state(kept, tl.program_id(0), first, pick(path, segments), state, SEGMENT, BLOCKS)
+            kept = pick(here, states)
+            store_state(kept, tl.program_id(0), first, pick(here, segments), state, SEGMENT, BLOCKS)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
@@ -325,12 +319,16 @@ def path_scan_chunk_fwd_kernel(
         x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
         if y is not None:
             mixed = chunk_output(x, step, weights, carried, OPERANDS) + skip * x
+            plane = here * DIRECTIONS + now % DIRECTIONS
+            tokens = tl.cast(pick(here, sequences) * length, tl.int64)
+            out = (y + plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
             at, inside = row_starts(out, walk, 0)
             at = at[:, None] + column[None, :]
             mixed = mixed.to(at.dtype.element_ty)
             tl.store(at, mixed, mask=inside[:, None] & wanted[None, :])
             if norm is not None:
-                gate = load_gate(given, of_out, norm_along, walk, column, wanted)
+                norm_along = sums_along(norm, plane, positions, tokens, SIZES, BLOCKS, NORMED)
+                gate = load_gate(given, pick_rows(here, of_outs), norm_along, walk, column, wanted)
                 keep_sums(mixed.to(tl.float32), gate, norm_along, walk, head, part, column, SIZES, BLOCKS, NORMED)
         state = state_after(x, step, total, whole, b, state, OPERANDS)
         if CUT == "ends":

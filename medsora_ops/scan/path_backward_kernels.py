@@ -23,6 +23,7 @@ from medsora_ops.scan.walk_kernels import (
     row_starts,
     rows_before,
     sequences_before,
+    weights_of_tap,
 )
 from medsora_ops.triton_math import anew, pick, sigmoid, silu_slope
 
@@ -56,18 +57,13 @@ def path_scan_chunk_bwd_kernel(
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
     path = path_of_program(PATHS)
-    table, length = pick(path, tables), pick(path, lengths)
-    per_video, stride = pick(path, sequences), pick(path, strides)
+    length = pick(path, lengths)
     sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
     if PATHS > 1:
         if sequence >= positions // length * DIRECTIONS:
             return
-    direction = sequence % DIRECTIONS
-    path_plane = path * DIRECTIONS + direction
-    tokens = tl.cast(per_video * length, tl.int64)
     program = tl.program_id(0).to(tl.int64)
-    first_sequence = sequences_before(path, lengths, positions, PATHS) * DIRECTIONS
-    worker = program + first_sequence * (HEADS * PARTS)
+    worker = program + sequences_before(path, lengths, positions, PATHS) * (DIRECTIONS * HEADS * PARTS)
     first_segment, behind = 0, pick(path, segments)
     if CUT is not None:
         worker = program * tl.num_programs(1) + tl.program_id(1)
@@ -85,13 +81,6 @@ def path_scan_chunk_bwd_kernel(
     held += worker * (SEGMENT * BLOCK_P * BLOCK_N)
     kept += worker * (SEGMENT * 2 * BLOCK_T)
     stash += worker * (BLOCK_T * (2 * BLOCK_P + 2 * BLOCK_N))
-    mixed = (y + path_plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
-    norm = sums_along(norm, path_plane, positions, tokens, SIZES, BLOCKS, NORMED)
-    share = path * (HEADS // SIZES[2] * PARTS) + head % (HEADS // SIZES[2]) * PARTS + part
-    share = (share * DIRECTIONS + direction).to(tl.int64) * positions
-    shares = (of_BC + share * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
-    step_plane = ((path * PARTS + part) * DIRECTIONS + direction).to(tl.int64) * positions
-    of_steps = (of_dt + step_plane * HEADS, tokens * HEADS, HEADS)
     within = p[:, None] * BLOCK_N + n[None, :]
     after = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
     if CUT is not None:
@@ -106,11 +95,14 @@ def path_scan_chunk_bwd_kernel(
         chunks = tl.minimum(tl.cdiv(length - start, BLOCK_T), SEGMENT)
         state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
         if states is not None:
-            number = program * pick(path, segments) + segment
-            state = tl.load(pick(path, states) + number * (BLOCK_P * BLOCK_N) + within)
+            here = anew(path) if PATHS > 1 else path
+            number = anew(tl.program_id(0)).to(tl.int64) * pick(here, segments) + segment
+            state = tl.load(pick(here, states) + number * (BLOCK_P * BLOCK_N) + within)
         for chunk in tl.range(0, chunks, disable_licm=True):
             first = start + chunk * BLOCK_T
-            walk = walk_of(sequence // DIRECTIONS, table, first, length, per_video, stride, direction == 1, BLOCK_T)
+            here, now = anew(path) if PATHS > 1 else path, anew(sequence)
+            along = pick(here, sequences), pick(here, strides), now % DIRECTIONS == 1
+            walk = walk_of(now // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
             _, step = walk_steps(given, walk, bias, dt_column)
             total, whole = chunk_decay(step, rate)
             keep_chunk(held, kept, chunk, state, step, total, SEGMENT, BLOCKS)
@@ -121,10 +113,14 @@ def path_scan_chunk_bwd_kernel(
         for later in tl.range(0, chunks, disable_licm=True):
             chunk = chunks - 1 - later
             first = start + chunk * BLOCK_T
-            # Looked up again for each chunk: kept, it would take up registers.
-            here = anew(path) if PATHS > 1 else path
+            # What follows from where the program is, is found again for each chunk: kept, it would take up registers.
+            here, now = anew(path) if PATHS > 1 else path, anew(sequence)
+            direction = now % DIRECTIONS
+            plane = here * DIRECTIONS + direction
+            tokens = tl.cast(pick(here, sequences) * length, tl.int64)
+            mixed = (y + plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
             along = pick(here, sequences), pick(here, strides), direction == 1
-            walk = walk_of(sequence // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
+            walk = walk_of(now // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
             token = tl.arange(0, BLOCK_T)
             chunk_stash = anew(stash)
             x_stash = chunk_stash + token * BLOCK_P
@@ -137,20 +133,24 @@ def path_scan_chunk_bwd_kernel(
             c = activated(given, walk, filters, of_b + STATES, real, WIDTH, TAPS)
             tl.store(c_stash[:, None] + n[None, :], c.to(OPERANDS))
             of_out = pick_rows(here, of_outs)
-            gate = load_gate(given, of_out, norm, walk, of_x, wanted)
+            norm_along = sums_along(norm, plane, positions, tokens, SIZES, BLOCKS, NORMED)
+            gate = load_gate(given, of_out, norm_along, walk, of_x, wanted)
             values = rows_before(mixed, walk, of_x, wanted, 0)
-            dy, dz, of_weight = through_norm(values, gate, norm, walk, head, part, of_x, SIZES, BLOCKS, NORMED)
+            dy, dz, of_weight = through_norm(values, gate, norm_along, walk, head, part, of_x, SIZES, BLOCKS, NORMED)
             sum_norm += of_weight
-            if path_plane == 0:
+            if plane == 0:
                 store_rows(grad_rows, walk, of_x, wanted, dz, ACCUMULATE)
             elif of_z is not None:
                 other = of_z
-                if PATHS * DIRECTIONS > 2:  # added here and now: before the loop it would take up registers
-                    other = anew(of_z) + (path_plane - 1).to(tl.int64) * positions * WIDTH
+                if PATHS * DIRECTIONS > 2:
+                    other = of_z + (plane - 1).to(tl.int64) * positions * WIDTH
                 store_rows((other, tokens * WIDTH, WIDTH), walk, of_x, wanted, dz, False)
             y_stash = chunk_stash + BLOCK_T * (BLOCK_P + 2 * BLOCK_N) + token * BLOCK_P
             tl.store(y_stash[:, None] + p[None, :], dy.to(OPERANDS))
             inside = walk[4]
+            share = here * (HEADS // SIZES[2] * PARTS) + head % (HEADS // SIZES[2]) * PARTS + part
+            share = (share * DIRECTIONS + direction).to(tl.int64) * positions
+            shares = (of_BC + share * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
             tl.debug_barrier()
             after, of_step, of_decay, of_skip = chunk_back(
                 *(x_stash, b_stash, c_stash, y_stash, mixed, shares, shares, walk),
@@ -162,10 +162,12 @@ def path_scan_chunk_bwd_kernel(
             sum_skip += of_skip
             of_step = tl.where(inside, (of_step + of_decay * rate) * sigmoid(raw), 0.0)
             sum_bias += of_step
-            at, _ = row_starts(of_steps, walk, 0)
+            step_plane = ((here * PARTS + part) * DIRECTIONS + direction).to(tl.int64) * positions
+            at, _ = row_starts((of_dt + step_plane * HEADS, tokens * HEADS, HEADS), walk, 0)
             tl.store(at + head, of_step, mask=inside)
             tl.debug_barrier()  # before the next chunk, or segment, writes the scratch anew
-    norm_row = sequence.to(tl.int64) + first_sequence
+    here = anew(path) if PATHS > 1 else path
+    norm_row = anew(sequence).to(tl.int64) + sequences_before(here, lengths, positions, PATHS) * DIRECTIONS
     row = norm_row * PARTS + part
     if CUT is not None:
         row = row * tl.num_programs(1) + tl.program_id(1)
@@ -256,8 +258,7 @@ def path_scan_conv_bwd_kernel(
                     index = OWN - 1 - row + back if direction == 1 else row + back
                     index = tl.minimum(tl.maximum(index, 0), BLOCK_T - 1)
                     later = tl.gather(grad, tl.broadcast_to(index[:, None], [BLOCK_T, BLOCK_C]), 0)
-                    weight = tl.load(conv_weight + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0)
-                    total += weight.to(tl.float32)[None, :] * later
+                    total += weights_of_tap(conv_weight, channel, wanted, TAPS - 1 - back, TAPS)[None, :] * later
             walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
             if path == 0:
                 store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)

@@ -55,6 +55,7 @@ from medsora_ops.scan.walk_kernels import (
     from_channel,
     pick_rows,
     rows_before,
+    weights_of_tap,
 )
 from medsora_ops.triton_math import anew, causal_decays, matmul, pick, settled, sigmoid, silu_slope, softplus
 
@@ -108,10 +109,9 @@ def filters_back(grad, tile, tensors, parameters, walk, sums, first, wanted, SIZ
     for back in tl.range(TAPS, disable_licm=True):
         follows = inside & (place + back < length)
         later = tl.load(tile + back * grad.shape[1], mask=follows[:, None], other=0.0)
-        of_tap = TAPS - 1 - back + channel * TAPS
-        of_rows += tl.load(weights + of_tap, mask=wanted, other=0.0).to(tl.float32)[None, :] * later
+        of_rows += weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS)[None, :] * later
         of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
-        add_to(of_weights + of_tap, of_weight, wanted, visits)
+        add_to(of_weights + channel * TAPS + (TAPS - 1 - back), of_weight, wanted, visits)
     add_to_rows(to_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
     if biases is not None:
         add_to(of_biases + channel, tl.sum(grad, axis=0), wanted, visits)

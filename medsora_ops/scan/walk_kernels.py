@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.triton_math import pick
+from medsora_ops.triton_math import pick, settled
 
 
 @triton.jit
@@ -105,8 +105,9 @@ def add_to_column(rows, walk, column, value, visits):
 
 @triton.jit
 def add_to(address, value, mask, visits):
-    """Add to float32 numbers that this program alone sums; write them if `visits` is 0."""
-    tl.store(address, value + tl.load(address, mask=visited(mask, visits), other=0.0), mask=mask)
+    """Add to float32 numbers that this program alone sums; write them if `visits` is 0. Settled as weights_of_tap."""
+    before = settled(tl.load(address, mask=visited(mask, visits), other=0.0))
+    tl.store(address, value + before, mask=mask)
 
 
 @triton.jit
@@ -125,6 +126,13 @@ def from_channel(rows, first):
 
 
 @triton.jit
+def weights_of_tap(weights, channel, wanted, tap, TAPS: tl.constexpr):
+    """[channels] float32. Settled: a channel's taps lie side by side, so that a warp reads 32 channels from a few lines
+    of the cache; in the layout of the rows each thread would read all of its channels, 4 bytes and a line at a time."""
+    return settled(tl.load(weights + channel * TAPS + tap, mask=wanted, other=0.0).to(tl.float32))
+
+
+@triton.jit
 def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, TAPS: tl.constexpr):
     """The causal convolution, before its SiLU, of channels of (x, B, C) from `first` on: [tokens, channels] float32."""
     weights, biases = filters
@@ -134,7 +142,7 @@ def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, 
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
     AT_ONCE: tl.constexpr = 2 - TAPS % 2  # more take too many registers, and so does what an odd number leaves over
     for back in tl.range(TAPS, loop_unroll_factor=AT_ONCE, disable_licm=True):
-        weight = tl.load(weights + (TAPS - 1 - back) + channel * TAPS, mask=wanted, other=0.0).to(tl.float32)
+        weight = weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
         total += tl.load(biases + first + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
