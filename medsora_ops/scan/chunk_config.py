@@ -71,9 +71,9 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
         return replace(config, tokens=32, channels=32)
     if state <= 128:
         return config
-    if way == BACKWARD:
-        return replace(config, tokens=16, channels=32, segment=16)
-    return replace(config, channels=32) if ampere else replace(config, tokens=32)
+    if way == FORWARD:
+        return replace(config, tokens=16, channels=32) if ampere else replace(config, tokens=16)
+    return replace(config, tokens=16, channels=32, segment=16)
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

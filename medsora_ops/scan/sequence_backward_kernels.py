@@ -87,7 +87,7 @@ def y_and_norm_sums(tensors, parameters, place, blocks, scratch, SIZES: tl.const
             for block in tl.range(blocks, disable_licm=True):
                 y = head_output(block, skip, numbers, square, held, SIZES, BLOCKS)
                 walk = walk_of_block(place, block, BLOCKS)
-                channel, wanted = head_channels(head, SIZES, BLOCKS[1])
+                channel, wanted = head_channels(head, 0, SIZES, BLOCKS[1])
                 at_y = y_addresses(y_kept, block, 0, channel, SIZES, BLOCKS)
                 tl.store(at_y, y.to(y_kept.dtype.element_ty), mask=wanted[None, :])
                 z = rows_before(given, walk, channel, wanted, 0)

@@ -133,7 +133,7 @@ def keep_head(
         total, _ = chunk_decay(step, rate)
         tl.store(numbers_of(numbers, STEP, block, BLOCKS), step)
         tl.store(numbers_of(numbers, TOTAL, block, BLOCKS), total)
-        channel, wanted = head_channels(head, SIZES, BLOCKS[1])
+        channel, wanted = head_channels(head, 0, SIZES, BLOCKS[1])
         x = convolved(given, walk, filters, 0, channel, wanted, SIZES[0] * SIZES[1], SIZES[4])
         x = x * sigmoid(x)
         at = x_addresses(held, block, 0, tl.arange(0, BLOCKS[1]), SIZES, BLOCKS)
@@ -198,7 +198,7 @@ def scan_one_way(
             for block in tl.range(blocks, disable_licm=True):
                 y = head_output(block, skip, numbers, square, held, SIZES, BLOCKS)
                 walk = walk_of_block(place, block, BLOCKS)
-                channel, wanted = head_channels(head, SIZES, BLOCKS[1])
+                channel, wanted = head_channels(head, 0, SIZES, BLOCKS[1])
                 z = rows_before(given, walk, channel, wanted, 0)
                 u = y * z * sigmoid(z)
                 # Walking back, the token at a place is the one at length - 1 - place of the grid's order.
@@ -224,7 +224,7 @@ def norm_of_ways(
     for turn in tl.range(HEADS * blocks, disable_licm=True):
         head, block = turn // blocks, turn % blocks
         walk = walk_of_block(place, block, BLOCKS)
-        channel, wanted = head_channels(head, SIZES, BLOCK_P)
+        channel, wanted = head_channels(head, 0, SIZES, BLOCK_P)
         normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
         mask = walk[4][:, None] & wanted[None, :]
         for direction in tl.range(DIRECTIONS, disable_licm=True):

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
-from medsora_ops.scan.tile_launch import Mixer, TileConfig, along, scratch_type
+from medsora_ops.scan.tile_launch import Mixer, TileConfig, along, registers, scratch_type
 
 LONGEST = 256  # tokens of a sequence
 _NAMED = 4  # rows of numbers that the kernels have names for
@@ -50,7 +50,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **_registers(config, constants["BLOCKS"][1], rows.device),
+            **registers(config, constants["BLOCKS"][1], rows.device),
         )
     return outputs
 
@@ -87,7 +87,7 @@ def backward(
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **_registers(config, constants["BLOCKS"][1], rows.device),
+            **registers(config, constants["BLOCKS"][1], rows.device),
         )
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
 
@@ -107,15 +107,6 @@ def _held(constants: dict) -> int:
 
 def _up(size: int, step: int) -> int:
     return -(-size // step) * step
-
-
-def _registers(config: TileConfig, channels: int, device: torch.device) -> dict:
-    """As many as leave room for the programs of a multiprocessor, if these are enough for a head's channels.
-
-    Left alone, the assembler may keep so few that a third program fits, and spill.
-    """
-    all_of_one = 65536 // (32 * config.num_warps)
-    return at_most(device, min(255, all_of_one, max(64, 2 * channels, all_of_one // config.programs)))
 
 
 def _kernels():

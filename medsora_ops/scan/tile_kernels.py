@@ -6,8 +6,8 @@ so a program keeps what its heads gave until the last of them is done, in scratc
 the tile: small enough to stay in the second-level cache.
 
     SIZES      heads, head_dim, groups, state, taps, heads that a norm runs over
-    BLOCKS     tokens, channels of a head, numbers of the state at a time, heads of a norm, channels at a time on the
-               way back; powers of two
+    BLOCKS     tokens, channels of a head, numbers of the state at a time, heads of a norm, channels at a time;
+               powers of two
     gated      y * silu(z), (programs, directions, BLOCK_T, E) in a float type of the host's choice
     squares    sums of its squares, (programs, directions, heads, BLOCK_T) float32
 """
@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from medsora_ops.scan.walk_kernels import column_of, convolved, row_starts, rows_before
-from medsora_ops.triton_math import LOG2E, causal_decays, matmul, pick, settled, sigmoid, softplus
+from medsora_ops.triton_math import LOG2E, anew, causal_decays, matmul, pick, settled, sigmoid, softplus
 
 
 @triton.jit
@@ -41,6 +41,14 @@ def path_of_tile(tile, lengths, sequences, videos, BLOCK_T: tl.constexpr):
         path += (tile >= end).to(tl.int32)
         first = tl.where(tile >= end, end, first)
     return path, first
+
+
+@triton.jit
+def walk_of_tile(tile, tables, lengths, sequences, strides, videos, reverse, BLOCK_T: tl.constexpr):
+    """The path that a tile is of, and the walk over it."""
+    path, first = path_of_tile(tile, lengths, sequences, videos, BLOCK_T)
+    place = tile - first, pick(path, tables), pick(path, lengths), pick(path, sequences), pick(path, strides), videos
+    return path, packed_walk(*place, reverse, BLOCK_T)
 
 
 @triton.jit
@@ -99,9 +107,9 @@ def head_steps(rows, walk, dt_bias, head, SIZES: tl.constexpr):
 
 
 @triton.jit
-def head_channels(head, SIZES: tl.constexpr, BLOCK_P: tl.constexpr):
-    """The channels of a head, and which of BLOCK_P are real."""
-    within = tl.arange(0, BLOCK_P)
+def head_channels(head, start, SIZES: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT channels of a head from its channel `start` on, and which are real."""
+    within = start + tl.arange(0, COUNT)
     return head * SIZES[1] + within, within < SIZES[1]
 
 
@@ -127,20 +135,19 @@ def path_scan_tile_fwd_kernel(
     PER_GROUP: tl.constexpr = SIZES[0] // SIZES[2]
     TAPS: tl.constexpr = SIZES[4]
     BLOCK_T: tl.constexpr = BLOCKS[0]
-    BLOCK_P: tl.constexpr = BLOCKS[1]
+    AT_ONCE: tl.constexpr = BLOCKS[4]
+    PARTS: tl.constexpr = (SIZES[1] + AT_ONCE - 1) // AT_ONCE
     OPERANDS: tl.constexpr = rows.dtype.element_ty
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
+    places = (tables, lengths, sequences, strides, videos)
     row = tl.arange(0, BLOCK_T)
     program = tl.program_id(0).to(tl.int64)
     gated += program * DIRECTIONS * BLOCK_T * WIDTH
     squares += program * DIRECTIONS * HEADS * BLOCK_T
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
-        path, first = path_of_tile(tile, lengths, sequences, videos, BLOCK_T)
-        place_of_tile = tile - first, pick(path, tables), pick(path, lengths)
-        place_of_path = pick(path, sequences), pick(path, strides), videos
         for direction in tl.range(DIRECTIONS, disable_licm=True):
-            walk = packed_walk(*place_of_tile, *place_of_path, direction == 1, BLOCK_T)
+            _, walk = walk_of_tile(anew(tile), *places, direction == 1, BLOCK_T)
             # Walking back, the token at place p of its sequence is the one at length - 1 - p of the grid's order.
             turned = tl.where(walk[4], direction * (walk[5] - 1 - 2 * walk[3]), 0) + row
             for group in tl.range(SIZES[2], disable_licm=True):
@@ -149,21 +156,26 @@ def path_scan_tile_fwd_kernel(
                     rate, skip = tl.load(A + head).to(tl.float32), tl.load(D + head).to(tl.float32)
                     step = softplus(head_steps(given, walk, dt_bias, head, SIZES))
                     weights = scores * tile_decays(summed_decay(step, rate, walk[3]), walk[3]) * step[None, :]
-                    channel, wanted = head_channels(head, SIZES, BLOCK_P)
-                    x = convolved(given, walk, filters, 0, channel, wanted, WIDTH, TAPS)
-                    x = settled(x * sigmoid(x))
-                    y = matmul(weights, x, OPERANDS) + skip * x
-                    z = rows_before(given, walk, channel, wanted, 0)
-                    u = y * z * sigmoid(z)
-                    kept = gated + (direction * BLOCK_T + turned)[:, None] * WIDTH + channel[None, :]
-                    tl.store(kept, u.to(gated.dtype.element_ty), mask=wanted[None, :])
-                    tl.store(squares + (direction * HEADS + head) * BLOCK_T + turned, tl.sum(u * u, axis=1))
+                    weights = settled(weights).to(OPERANDS)
+                    square = tl.zeros([BLOCK_T], tl.float32)
+                    for start in tl.range(0, SIZES[1], AT_ONCE, disable_licm=True):
+                        channel, wanted = head_channels(head, start, SIZES, AT_ONCE)
+                        x = convolved(given, walk, filters, 0, channel, wanted, WIDTH, TAPS)
+                        x = settled(x * sigmoid(x))
+                        y = matmul(weights, x, OPERANDS) + skip * x
+                        z = rows_before(given, walk, channel, wanted, 0)
+                        u = y * z * sigmoid(z)
+                        kept = gated + (direction * BLOCK_T + turned)[:, None] * WIDTH + channel[None, :]
+                        tl.store(kept, u.to(gated.dtype.element_ty), mask=wanted[None, :])
+                        square += tl.sum(u * u, axis=1)
+                    tl.store(squares + (direction * HEADS + head) * BLOCK_T + turned, square)
         tl.debug_barrier()  # what follows reads what other threads of this program have written
-        walk = packed_walk(*place_of_tile, *place_of_path, False, BLOCK_T)
+        path, walk = walk_of_tile(anew(tile), *places, False, BLOCK_T)
         out = (pick(path, outs), out_video_stride, WIDTH)
-        for head in tl.range(HEADS, disable_licm=True):
-            channel, wanted = head_channels(head, SIZES, BLOCK_P)
-            normed = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
+        for part in tl.range(HEADS * PARTS, disable_licm=True):
+            head, start = part // PARTS, part % PARTS * AT_ONCE
+            channel, wanted = head_channels(head, start, SIZES, AT_ONCE)
+            normed = tl.zeros([BLOCK_T, AT_ONCE], tl.float32)
             mask = walk[4][:, None] & wanted[None, :]
             for direction in tl.range(DIRECTIONS, disable_licm=True):
                 square = norm_sum(squares + direction * HEADS * BLOCK_T, head, BLOCK_T, SIZES, BLOCKS)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
 
 LONGEST_TILE = 64  # tokens of a sequence that a tile can hold
@@ -38,7 +38,7 @@ class TileConfig:
         return dict(num_warps=self.num_warps, num_stages=self.num_stages, enable_fp_fusion=True)
 
 
-FORWARD = TileConfig()
+FORWARD = TileConfig(channels=64)
 BACKWARD = TileConfig(state=32)
 
 
@@ -97,6 +97,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             **mixer.constants(config),
             **config.options(),
             **sparing(rows.device),
+            **registers(config, mixer.constants(config)["BLOCKS"][1], rows.device),
         )
     return outputs
 
@@ -133,6 +134,7 @@ def backward(
             **constants,
             **config.options(),
             **sparing(rows.device),
+            **registers(config, blocks[1], rows.device),
         )
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
 
@@ -149,6 +151,15 @@ def _cut(rows: Tensor, offsets, config: TileConfig):
     return lengths, sequences, [
         -(-rows.shape[0] * count // (config.tokens // length)) for length, count in zip(lengths, sequences, strict=True)
     ]  # fmt: skip
+
+
+def registers(config: TileConfig, channels: int, device: torch.device) -> dict:
+    """As many as leave room for the programs of a multiprocessor, if these are enough for a head's channels.
+
+    Left alone, the assembler may keep so few that a third program fits, and spill.
+    """
+    all_of_one = 65536 // (32 * config.num_warps)
+    return at_most(device, min(255, all_of_one, max(64, 2 * channels, all_of_one // config.programs)))
 
 
 def scratch_type(rows: Tensor) -> torch.dtype:

@@ -20,7 +20,7 @@ import triton.language as tl  # noqa: E402
 from medsora_ops import offline, path_scan  # noqa: E402
 from medsora_ops.launch import launch  # noqa: E402
 from medsora_ops.paths import ScanPath  # noqa: E402
-from medsora_ops.scan import sequence_launch  # noqa: E402
+from medsora_ops.scan import tile_launch  # noqa: E402
 from medsora_ops.scan.tile_launch import TileConfig  # noqa: E402
 from medsora_ops.triton_math import anew  # noqa: E402
 from medsora_ops.warmup import describe, warmup  # noqa: E402
@@ -118,7 +118,7 @@ def test_registers_of_every_cut_fit_the_chip():
     with offline.compiling_for("cuda:90"):
         for programs, warps, channels in itertools.product((1, 2, 4, 2**31), (4, 8, 16), (16, 64, 256)):
             config = TileConfig(programs=programs, num_warps=warps)
-            registers = sequence_launch._registers(config, channels, torch.device("meta"))["maxnreg"]
+            registers = tile_launch.registers(config, channels, torch.device("meta"))["maxnreg"]
             assert 64 <= registers <= 255 and registers * 32 * warps <= offline.REGISTERS, (config, channels)
 
 
