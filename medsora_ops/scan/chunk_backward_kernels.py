@@ -200,7 +200,7 @@ def ssd_scan_bwd_kernel(
     STATE: tl.constexpr = SIZES[3]
     PARTS: tl.constexpr = (SIZES[1] + BLOCK_P - 1) // BLOCK_P
     OPERANDS: tl.constexpr = x[0].dtype.element_ty
-    batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    batch, head, group, part, channel, wanted = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     batches = tl.num_programs(0) // (PARTS * HEADS)
     program = tl.program_id(0).to(tl.int64)
     worker = program

@@ -48,10 +48,9 @@ def run_of_program(run_segments, length, SEGMENT: tl.constexpr, BLOCKS: tl.const
 
 
 @triton.jit
-def place_of_program(SIZES: tl.constexpr, BLOCKS: tl.constexpr):
+def place_of_program(program, SIZES: tl.constexpr, BLOCKS: tl.constexpr):
     """A sequence, a head, its group and part, the channels of that part and which are real."""
     PARTS: tl.constexpr = (SIZES[1] + BLOCKS[1] - 1) // BLOCKS[1]
-    program = tl.program_id(0)
     part = program % PARTS
     head = program // PARTS % SIZES[0]
     channel = part * BLOCKS[1] + tl.arange(0, BLOCKS[1])
@@ -200,7 +199,7 @@ def ssd_scan_fwd_kernel(
     BLOCK_P: tl.constexpr = BLOCKS[1]
     BLOCK_N: tl.constexpr = BLOCKS[2]
     begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
-    batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    batch, head, group, part, channel, wanted = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     n = tl.arange(0, BLOCK_N)
     real = n < SIZES[3]
     rate = tl.load(A + head).to(tl.float32)
@@ -288,23 +287,24 @@ def path_scan_chunk_fwd_kernel(
     path = path_of_program(PATHS)
     length = pick(path, lengths)
     begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
-    sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    place = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     if PATHS > 1:
-        end = tl.where(sequence < positions // length * DIRECTIONS, end, 0)
+        end = tl.where(place[0] < positions // length * DIRECTIONS, end, 0)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
-    rate = tl.load(A + head).to(tl.float32)
-    bias = tl.load(dt_bias + head).to(tl.float32)
-    skip = tl.load(D + head).to(tl.float32)
-    column = head * SIZES[1] + channel
-    of_b = WIDTH + group * STATE + n
-    of_c = of_b + SIZES[2] * STATE
+    rate = tl.load(A + place[1]).to(tl.float32)
+    bias = tl.load(dt_bias + place[1]).to(tl.float32)
+    skip = tl.load(D + place[1]).to(tl.float32)
     state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
     state = start_of_run(boundaries, state, BLOCKS, CUT)
     run_total = 0.0
     for first in tl.range(begin, end, BLOCK_T, disable_licm=True):
         # What follows from where the program is, is found again for each chunk: kept, it would take up registers.
-        here, now = anew(path) if PATHS > 1 else path, anew(sequence)
+        here = anew(path) if PATHS > 1 else path
+        now, head, group, part, channel, wanted = place_of_program(anew(tl.program_id(0)), SIZES, BLOCKS)
+        column = head * SIZES[1] + channel
+        of_b = WIDTH + group * STATE + n
+        of_c = of_b + SIZES[2] * STATE
         along = pick(here, sequences), pick(here, strides), now % DIRECTIONS == 1
         walk = walk_of(now // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
         if states is not None:

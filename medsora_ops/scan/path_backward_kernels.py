@@ -58,7 +58,7 @@ def path_scan_chunk_bwd_kernel(
     filters = (conv_weight, conv_bias)
     path = path_of_program(PATHS)
     length = pick(path, lengths)
-    sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    sequence, head, group, part, channel, wanted = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     if PATHS > 1:
         if sequence >= positions // length * DIRECTIONS:
             return

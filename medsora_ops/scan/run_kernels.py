@@ -76,7 +76,7 @@ def ssd_scan_run_bwd_kernel(
     BLOCK_N: tl.constexpr = BLOCKS[2]
     OPERANDS: tl.constexpr = grad_y[0].dtype.element_ty
     begin, chunks = run_from_end(run_segments, length, SEGMENT, BLOCKS)
-    batch, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    batch, head, group, part, channel, wanted = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     n = tl.arange(0, BLOCK_N)
     real = n < SIZES[3]
     rate = tl.load(A + head).to(tl.float32)
@@ -118,7 +118,7 @@ def path_scan_run_bwd_kernel(
     given = (rows, video_stride, token_stride)
     filters = (conv_weight, conv_bias)
     begin, chunks = run_from_end(run_segments, length, SEGMENT, BLOCKS)
-    sequence, head, group, part, channel, wanted = place_of_program(SIZES, BLOCKS)
+    sequence, head, group, part, channel, wanted = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     direction = sequence % DIRECTIONS
     tokens = tl.cast(sequences * length, tl.int64)
     mixed = (y + direction.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)

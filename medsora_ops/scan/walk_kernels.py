@@ -142,7 +142,10 @@ def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, 
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
     AT_ONCE: tl.constexpr = 2 - TAPS % 2  # more take too many registers, and so does what an odd number leaves over
     for back in tl.range(TAPS, loop_unroll_factor=AT_ONCE, disable_licm=True):
-        weight = weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS)
+        if rows[0].dtype.element_ty == tl.float32:  # a thread has half as many channels, and no registers to spare
+            weight = tl.load(weights + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0).to(tl.float32)
+        else:
+            weight = weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
         total += tl.load(biases + first + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
