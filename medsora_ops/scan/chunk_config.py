@@ -63,7 +63,8 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
     way, ampere = config, architecture.startswith("sm_8")
     if ampere:
         # Products take all their operands in registers there. Loads ahead of time go to shared memory instead; and on
-        # the way back half as many channels, which costs B and C being read, and convolved, twice.
+        # the way back half as many channels, which costs B and C being read, and convolved, twice; through the
+        # convolution half as many too, rather than tokens, of which a tile shares some with the next.
         config = replace(config, num_stages=2) if way == FORWARD else replace(config, channels=32, conv_channels=32)
     if architecture.startswith("sm_10") and way == FORWARD:
         config = replace(config, registers=255)

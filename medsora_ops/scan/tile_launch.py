@@ -87,6 +87,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
     programs = min(sum(tiles), config.programs * multiprocessors(rows.device))
     gated = rows.new_empty(programs * mixer.directions * config.tokens * mixer.width, dtype=scratch_type(rows))
     squares = rows.new_empty(programs * mixer.directions * config.tokens * mixer.heads, dtype=torch.float32)
+    constants = mixer.constants(config)
     with on_device(rows):
         launch(
             _tile_kernels().path_scan_tile_fwd_kernel,
@@ -94,10 +95,10 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             *(rows, *rows.stride()[:2], *parameters, mixer.eps),
             *(tuple(outputs), tokens * mixer.width, tuple(offsets), lengths, sequences, tuple(strides)),
             *(sum(tiles), videos, gated, squares),
-            **mixer.constants(config),
+            **constants,
             **config.options(),
             **sparing(rows.device),
-            **registers(config, mixer.constants(config)["BLOCKS"][1], rows.device),
+            **registers(config, constants["BLOCKS"][1], rows.device),
         )
     return outputs
 

@@ -126,10 +126,13 @@ def from_channel(rows, first):
 
 
 @triton.jit
-def weights_of_tap(weights, channel, wanted, tap, TAPS: tl.constexpr):
+def weights_of_tap(weights, channel, wanted, tap, TAPS: tl.constexpr, SETTLED: tl.constexpr = True):
     """[channels] float32. Settled: a channel's taps lie side by side, so that a warp reads 32 channels from a few lines
     of the cache; in the layout of the rows each thread would read all of its channels, 4 bytes and a line at a time."""
-    return settled(tl.load(weights + channel * TAPS + tap, mask=wanted, other=0.0).to(tl.float32))
+    weight = tl.load(weights + channel * TAPS + tap, mask=wanted, other=0.0).to(tl.float32)
+    if SETTLED:
+        weight = settled(weight)
+    return weight
 
 
 @triton.jit
@@ -141,11 +144,10 @@ def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, 
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
     AT_ONCE: tl.constexpr = 2 - TAPS % 2  # more take too many registers, and so does what an odd number leaves over
+    # Of float32 rows a thread has half as many channels, and no registers to spare.
+    SETTLED: tl.constexpr = rows[0].dtype.element_ty != tl.float32
     for back in tl.range(TAPS, loop_unroll_factor=AT_ONCE, disable_licm=True):
-        if rows[0].dtype.element_ty == tl.float32:  # a thread has half as many channels, and no registers to spare
-            weight = tl.load(weights + channel * TAPS + (TAPS - 1 - back), mask=wanted, other=0.0).to(tl.float32)
-        else:
-            weight = weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS)
+        weight = weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS, SETTLED)
         total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
         total += tl.load(biases + first + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
