@@ -287,14 +287,11 @@ def path_scan_chunk_fwd_kernel(
     path = path_of_program(PATHS)
     length = pick(path, lengths)
     begin, end = run_of_program(run_segments, length, SEGMENT, BLOCKS, CUT)
-    place = place_of_program(tl.program_id(0), SIZES, BLOCKS)
     if PATHS > 1:
+        place = place_of_program(tl.program_id(0), SIZES, BLOCKS)
         end = tl.where(place[0] < positions // length * DIRECTIONS, end, 0)
     n = tl.arange(0, BLOCK_N)
     real = n < STATE
-    rate = tl.load(A + place[1]).to(tl.float32)
-    bias = tl.load(dt_bias + place[1]).to(tl.float32)
-    skip = tl.load(D + place[1]).to(tl.float32)
     state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
     state = start_of_run(boundaries, state, BLOCKS, CUT)
     run_total = 0.0
@@ -306,21 +303,22 @@ def path_scan_chunk_fwd_kernel(
         of_b = WIDTH + group * STATE + n
         of_c = of_b + SIZES[2] * STATE
         along = pick(here, sequences), pick(here, strides), now % DIRECTIONS == 1
-        walk = walk_of(now // DIRECTIONS, pick(here, tables), first, length, *along, BLOCK_T)
+        walk = walk_of(now // DIRECTIONS, pick(here, tables), first, pick(here, lengths), *along, BLOCK_T)
         if states is not None:
             kept = pick(here, states)
             store_state(kept, tl.program_id(0), first, pick(here, segments), state, SEGMENT, BLOCKS)
+        bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(A + head).to(tl.float32)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
+        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
         if y is not None:
             c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
             weights, carried = chunk_weights(total, b, c, state, OPERANDS)
-        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
         if y is not None:
-            mixed = chunk_output(x, step, weights, carried, OPERANDS) + skip * x
+            mixed = chunk_output(x, step, weights, carried, OPERANDS) + tl.load(D + head).to(tl.float32) * x
             plane = here * DIRECTIONS + now % DIRECTIONS
-            tokens = tl.cast(pick(here, sequences) * length, tl.int64)
+            tokens = tl.cast(pick(here, sequences) * walk[5], tl.int64)
             out = (y + plane.to(tl.int64) * positions * WIDTH, tokens * WIDTH, WIDTH)
             at, inside = row_starts(out, walk, 0)
             at = at[:, None] + column[None, :]
