@@ -45,9 +45,11 @@ def path_of_tile(tile, lengths, sequences, videos, BLOCK_T: tl.constexpr):
 
 @triton.jit
 def walk_of_tile(tile, tables, lengths, sequences, strides, videos, reverse, BLOCK_T: tl.constexpr):
-    """The path that a tile is of, and the walk over it."""
+    """The path that a tile is of, and the walk over it, found again for each tile and direction, for registers."""
+    tile = anew(tile)
     path, first = path_of_tile(tile, lengths, sequences, videos, BLOCK_T)
-    place = tile - first, pick(path, tables), pick(path, lengths), pick(path, sequences), pick(path, strides), videos
+    length = anew(tl.cast(pick(path, lengths), tl.int32))
+    place = tile - first, pick(path, tables), length, pick(path, sequences), pick(path, strides), videos
     return path, packed_walk(*place, reverse, BLOCK_T)
 
 
@@ -147,7 +149,7 @@ def path_scan_tile_fwd_kernel(
     squares += program * DIRECTIONS * HEADS * BLOCK_T
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), disable_licm=True):
         for direction in tl.range(DIRECTIONS, disable_licm=True):
-            _, walk = walk_of_tile(anew(tile), *places, direction == 1, BLOCK_T)
+            _, walk = walk_of_tile(tile, *places, direction == 1, BLOCK_T)
             # Walking back, the token at place p of its sequence is the one at length - 1 - p of the grid's order.
             turned = tl.where(walk[4], direction * (walk[5] - 1 - 2 * walk[3]), 0) + row
             for group in tl.range(SIZES[2], disable_licm=True):
@@ -165,12 +167,12 @@ def path_scan_tile_fwd_kernel(
                         y = matmul(weights, x, OPERANDS) + skip * x
                         z = rows_before(given, walk, channel, wanted, 0)
                         u = y * z * sigmoid(z)
-                        kept = gated + (direction * BLOCK_T + turned)[:, None] * WIDTH + channel[None, :]
+                        kept = anew(gated) + (direction * BLOCK_T + turned)[:, None] * WIDTH + channel[None, :]
                         tl.store(kept, u.to(gated.dtype.element_ty), mask=wanted[None, :])
                         square += tl.sum(u * u, axis=1)
                     tl.store(squares + (direction * HEADS + head) * BLOCK_T + turned, square)
         tl.debug_barrier()  # what follows reads what other threads of this program have written
-        path, walk = walk_of_tile(anew(tile), *places, False, BLOCK_T)
+        path, walk = walk_of_tile(tile, *places, False, BLOCK_T)
         out = (pick(path, outs), out_video_stride, WIDTH)
         for part in tl.range(HEADS * PARTS, disable_licm=True):
             head, start = part // PARTS, part % PARTS * AT_ONCE
@@ -179,7 +181,7 @@ def path_scan_tile_fwd_kernel(
             mask = walk[4][:, None] & wanted[None, :]
             for direction in tl.range(DIRECTIONS, disable_licm=True):
                 square = norm_sum(squares + direction * HEADS * BLOCK_T, head, BLOCK_T, SIZES, BLOCKS)
-                kept = gated + (direction * BLOCK_T + row)[:, None] * WIDTH + channel[None, :]
+                kept = anew(gated) + (direction * BLOCK_T + row)[:, None] * WIDTH + channel[None, :]
                 u = tl.load(kept, mask=mask, other=0.0).to(tl.float32)
                 normed += u * tl.rsqrt(square / (SIZES[5] * SIZES[1]) + eps)[:, None]
             normed *= tl.load(norm_weight + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
