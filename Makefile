@@ -22,18 +22,20 @@ setup: $(READY)  ## create .venv, install everything, build the native operators
 train: $(READY)  ## train on built-in real data, sample, and say where the results are; ARGS="..." is passed on
 	@$(RUN) -m medsora.train $(ARGS)
 
+# In two processes, as most of a test keeps one core busy.
+PYTEST := $(RUN) -m pytest -q --durations=15 -n 2
 # The Triton kernels run in Triton's interpreter, which a process either is or is not. 5: ARGS chose no test of these.
-PYTEST := $(RUN) -m pytest -q --durations=15
-# In two processes, as the interpreter keeps one core busy; others interrupt what they start, and must not be late.
-INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) -n 2 tests/triton
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/triton
+# The tests of a file share models and what was compiled, so one process takes them all.
+OTHERS := $(PYTEST) --dist loadfile
 
 test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
 	@$(INTERPRETED) $(ARGS) || test $$? -eq 5
-	@$(PYTEST) $(ARGS)
+	@$(OTHERS) $(ARGS)
 
 test-full: $(READY)  ## run the tests over all cases
 	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS) || test $$? -eq 5
-	@MEDSORA_TEST_FULL=1 $(PYTEST) $(ARGS)
+	@MEDSORA_TEST_FULL=1 $(OTHERS) $(ARGS)
 
 # Side by side, as what the compilers leave of the cores the interpreter takes.
 OLDEST_TRITON := 3.6.0
