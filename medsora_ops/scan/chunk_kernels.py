@@ -162,9 +162,8 @@ def start_of_run(boundaries, state, BLOCKS: tl.constexpr, CUT: tl.constexpr):
         state = tl.where(run == 0, state, 0.0)
     if CUT == "starts":
         number = tl.program_id(0).to(tl.int64) * (tl.num_programs(1) - 1) + run - 1
-        # A loop of one turn or none: what this computes would otherwise take registers for all of the loop over chunks.
-        for _ in tl.range(tl.minimum(run, 1), disable_licm=True):
-            state = tl.load(state_addresses(boundaries, number, BLOCKS))
+        later = tl.full(state.shape, 0, tl.int32) + run > 0  # a branch instead takes registers for the whole loop
+        state = tl.load(state_addresses(boundaries, number, BLOCKS), mask=later, other=state)
     return state
 
 
@@ -311,11 +310,12 @@ def path_scan_chunk_fwd_kernel(
         bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(A + head).to(tl.float32)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
-        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])  # beside products it would take registers
+        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
         if y is not None:
             c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
             weights, carried = chunk_weights(total, b, c, state, OPERANDS)
+        if y is not None:
             mixed = chunk_output(x, step, weights, carried, OPERANDS) + tl.load(D + head).to(tl.float32) * x
             plane = here * DIRECTIONS + now % DIRECTIONS
             tokens = tl.cast(pick(here, sequences) * walk[5], tl.int64)

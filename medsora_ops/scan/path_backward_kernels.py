@@ -18,13 +18,12 @@ from medsora_ops.scan.chunk_kernels import activated, chunk_decay, place_of_prog
 from medsora_ops.scan.norm_kernels import load_gate, sums_along, through_norm
 from medsora_ops.scan.walk_kernels import (
     convolved,
-    load_taps,
     path_of_program,
     pick_rows,
-    pick_tap,
     row_starts,
     rows_before,
     sequences_before,
+    weights_of_tap,
 )
 from medsora_ops.triton_math import anew, pick, sigmoid, silu_slope
 
@@ -233,7 +232,6 @@ def path_scan_conv_bwd_kernel(
     if block < CONVOLVED:
         channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
         wanted = channel < MIXED
-        taps = load_taps(conv_weight, channel, wanted, TAPS)
         shares = tl.where(block * BLOCK_C + BLOCK_C > WIDTH, SHARES, 0)
         sum_weight = tl.zeros([triton.next_power_of_2(TAPS + 1), BLOCK_C], tl.float32)
         tap = tl.arange(0, triton.next_power_of_2(TAPS + 1))[:, None]  # steps back; the last one stands for the bias
@@ -260,7 +258,7 @@ def path_scan_conv_bwd_kernel(
                     index = OWN - 1 - row + back if direction == 1 else row + back
                     index = tl.minimum(tl.maximum(index, 0), BLOCK_T - 1)
                     later = tl.gather(grad, tl.broadcast_to(index[:, None], [BLOCK_T, BLOCK_C]), 0)
-                    total += pick_tap(taps, TAPS - 1 - back)[None, :] * later
+                    total += weights_of_tap(conv_weight, channel, wanted, TAPS - 1 - back, TAPS)[None, :] * later
             walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
             if path == 0:
                 store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)

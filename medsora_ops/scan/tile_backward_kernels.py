@@ -53,11 +53,9 @@ from medsora_ops.scan.walk_kernels import (
     add_to_rows,
     convolved,
     from_channel,
-    load_taps,
     pick_rows,
-    pick_tap,
     rows_before,
-    tap_addresses,
+    weights_of_tap,
 )
 from medsora_ops.triton_math import anew, causal_decays, matmul, pick, settled, sigmoid, silu_slope, softplus
 
@@ -108,17 +106,12 @@ def filters_back(grad, tile, tensors, parameters, walk, sums, first, wanted, SIZ
     of_weights, of_biases = of_parameters[0] + first * TAPS, of_parameters[1] + first
     channel = tl.arange(0, grad.shape[1])
     of_rows = tl.zeros(grad.shape, tl.float32)
-    taps = load_taps(weights, channel, wanted, TAPS)
-    of_taps = tl.zeros(taps.shape, tl.float32)
-    number = tl.arange(0, taps.shape[1])
     for back in tl.range(TAPS, disable_licm=True):
         follows = inside & (place + back < length)
         later = tl.load(tile + back * grad.shape[1], mask=follows[:, None], other=0.0)
-        of_rows += pick_tap(taps, TAPS - 1 - back)[None, :] * later
+        of_rows += weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS)[None, :] * later
         of_weight = tl.sum(grad * rows_before(rows, walk, WIDTH + channel, wanted, back), axis=0)
-        of_taps += tl.where(number[None, :] == TAPS - 1 - back, of_weight[:, None], 0.0)
-    at, real = tap_addresses(of_weights, channel, wanted, TAPS)
-    add_to(at, of_taps, real, visits)
+        add_to(of_weights + channel * TAPS + (TAPS - 1 - back), of_weight, wanted, visits)
     add_to_rows(to_rows, walk, WIDTH + channel, wanted, of_rows, row_visits)
     if biases is not None:
         add_to(of_biases + channel, tl.sum(grad, axis=0), wanted, visits)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from medsora_ops.triton_math import pick
+from medsora_ops.triton_math import pick, settled
 
 
 @triton.jit
@@ -105,8 +105,9 @@ def add_to_column(rows, walk, column, value, visits):
 
 @triton.jit
 def add_to(address, value, mask, visits):
-    """Add to float32 numbers that this program alone sums; write them if `visits` is 0."""
-    tl.store(address, value + tl.load(address, mask=visited(mask, visits), other=0.0), mask=mask)
+    """Add to float32 numbers that this program alone sums; write them if `visits` is 0. Settled as weights_of_tap."""
+    before = settled(tl.load(address, mask=visited(mask, visits), other=0.0))
+    tl.store(address, value + before, mask=mask)
 
 
 @triton.jit
@@ -125,28 +126,13 @@ def from_channel(rows, first):
 
 
 @triton.jit
-def tap_addresses(weights, channel, wanted, TAPS: tl.constexpr):
-    """Of all taps of some channels, [channels, a power of two], and which are real.
-
-    A channel's taps lie side by side. Together they are 16 bytes; one of them, in the layout of the rows, would be for
-    each thread 4 bytes, and a line of the cache, a channel.
-    """
-    tap = tl.arange(0, triton.next_power_of_2(TAPS))
-    return weights + channel[:, None] * TAPS + tap[None, :], wanted[:, None] & (tap < TAPS)[None, :]
-
-
-@triton.jit
-def load_taps(weights, channel, wanted, TAPS: tl.constexpr):
-    """[channels, a power of two] float32"""
-    at, real = tap_addresses(weights, channel, wanted, TAPS)
-    return tl.load(at, mask=real, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def pick_tap(taps, tap):
-    """One column of [channels, taps]: [channels]."""
-    which = tl.arange(0, taps.shape[1])
-    return tl.sum(tl.where(which[None, :] == tap, taps, 0.0), axis=1)
+def weights_of_tap(weights, channel, wanted, tap, TAPS: tl.constexpr, SETTLED: tl.constexpr = True):
+    """[channels] float32. Settled: a channel's taps lie side by side, so that a warp reads 32 channels from a few lines
+    of the cache; in the layout of the rows each thread would read all of its channels, 4 bytes and a line at a time."""
+    weight = tl.load(weights + channel * TAPS + tap, mask=wanted, other=0.0).to(tl.float32)
+    if SETTLED:
+        weight = settled(weight)
+    return weight
 
 
 @triton.jit
@@ -158,9 +144,11 @@ def convolved(rows, walk, filters, first, channel, wanted, WIDTH: tl.constexpr, 
     place = walk[3]
     total = tl.zeros([place.shape[0], channel.shape[0]], tl.float32)
     AT_ONCE: tl.constexpr = 2 - TAPS % 2  # more take too many registers, and so does what an odd number leaves over
-    taps = load_taps(weights, channel, wanted, TAPS)
+    # Of float32 rows a thread has half as many channels, and no registers to spare.
+    SETTLED: tl.constexpr = rows[0].dtype.element_ty != tl.float32
     for back in tl.range(TAPS, loop_unroll_factor=AT_ONCE, disable_licm=True):
-        total += pick_tap(taps, TAPS - 1 - back)[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
+        weight = weights_of_tap(weights, channel, wanted, TAPS - 1 - back, TAPS, SETTLED)
+        total += weight[None, :] * rows_before(rows, walk, WIDTH + channel, wanted, back)
     if biases is not None:
         total += tl.load(biases + first + channel, mask=wanted, other=0.0).to(tl.float32)[None, :]
     return total
