@@ -46,7 +46,7 @@ def candidates(
         choices = dict(tokens=tokens, state=(32, 64), channels=(16, 32, 64), programs=(1, 2, 4), num_warps=(4, 8, 16))
     else:
         choices = dict(tokens=(16, 32, 64, 128), channels=(32, 64), num_warps=(4, 8), num_stages=(1, 2))
-    if way == "fwd" and "tile" not in kernel:  # only that one takes a head in parts on the way forward
+    if kernel == "path_scan_sequence_fwd":  # takes whole heads
         choices.pop("channels", None)
     if dtype == torch.float32:  # products are loops there, around which no loads go ahead of time
         choices.pop("num_stages", None)

@@ -310,12 +310,11 @@ def path_scan_chunk_fwd_kernel(
         bias, rate = tl.load(dt_bias + head).to(tl.float32), tl.load(A + head).to(tl.float32)
         _, step = walk_steps(given, walk, bias, 2 * WIDTH + 2 * SIZES[2] * STATE + head)
         total, whole = chunk_decay(step, rate)
-        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])
+        x = activated(given, walk, filters, column, wanted, WIDTH, SIZES[4])  # beside products it would take registers
         b = activated(given, walk, filters, of_b, real, WIDTH, SIZES[4]).to(OPERANDS)
         if y is not None:
             c = activated(given, walk, filters, of_c, real, WIDTH, SIZES[4]).to(OPERANDS)
             weights, carried = chunk_weights(total, b, c, state, OPERANDS)
-        if y is not None:
             mixed = chunk_output(x, step, weights, carried, OPERANDS) + tl.load(D + head).to(tl.float32) * x
             plane = here * DIRECTIONS + now % DIRECTIONS
             tokens = tl.cast(pick(here, sequences) * walk[5], tl.int64)

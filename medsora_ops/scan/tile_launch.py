@@ -98,7 +98,7 @@ def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides,
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **registers(config, constants["BLOCKS"][1], rows.device),
+            **registers(config, constants["BLOCKS"][4], rows.device),
         )
     return outputs
 
@@ -135,7 +135,7 @@ def backward(
             **constants,
             **config.options(),
             **sparing(rows.device),
-            **registers(config, blocks[1], rows.device),
+            **registers(config, blocks[4], rows.device),
         )
         return sum_shares(parameters, segments, found, kept, added, grad_rows)
 
@@ -155,7 +155,7 @@ def _cut(rows: Tensor, offsets, config: TileConfig):
 
 
 def registers(config: TileConfig, channels: int, device: torch.device) -> dict:
-    """As many as leave room for the programs of a multiprocessor, if these are enough for a head's channels.
+    """As many as leave room for the programs of a multiprocessor, if these are enough for the channels held at a time.
 
     Left alone, the assembler may keep so few that a third program fits, and spill.
     """

@@ -162,14 +162,14 @@ def test_ssd_without_a_config(device, dtype):
     check_ssd(*ssd_case(50, head_dim=40, state=144, dtype=dtype), device, None, None)
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_100"])
-def test_defaults_of_an_architecture(device, architecture):
+@pytest.mark.parametrize(("architecture", "state"), [("sm_80", 20), ("sm_100", 20), ("sm_80", 144), ("sm_90", 144)])
+def test_defaults_of_an_architecture(device, architecture, state):
     """Others have the defaults without one, which most tests take."""
     half = torch.float16
-    configs = [fitting(config, half, 20, architecture) for config in (FORWARD, BACKWARD)]
+    configs = [fitting(config, half, state, architecture) for config in (FORWARD, BACKWARD)]
     assert configs != [FORWARD, BACKWARD]
-    check_ssd(*ssd_case(70, head_dim=40, state=20, dtype=half, heads=1), device, *configs)
-    case = Case(kinds=("raster",), grid=(1, 1, 70), heads=1, head_dim=40, state=20, dtype=half)
+    check_ssd(*ssd_case(70, head_dim=40, state=state, dtype=half, heads=1), device, *configs)
+    case = Case(kinds=("raster",), grid=(1, 1, 70), heads=1, head_dim=40, state=state, dtype=half)
     check_path(case, device, None, None, *configs)
 
 

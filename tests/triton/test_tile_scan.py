@@ -33,6 +33,7 @@ def test_every_length(device, length):
         dict(heads=2, groups=2, state=5),
         dict(heads=1, head_dim=40, state=128),
         dict(heads=2, head_dim=128),
+        dict(heads=2, head_dim=80),
         dict(taps=1),
         dict(taps=2, bias=False),
         dict(grid=(1, 1, 1)),
