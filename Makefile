@@ -22,8 +22,9 @@ setup: $(READY)  ## create .venv, install everything, build the native operators
 train: $(READY)  ## train on built-in real data, sample, and say where the results are; ARGS="..." is passed on
 	@$(RUN) -m medsora.train $(ARGS)
 
-# In two processes, as most of a test keeps one core busy.
-PYTEST := $(RUN) -m pytest -q --durations=15 -n 2
+# In two processes, as most of a test keeps one core busy; with a thread each, for idle threads of one would spin while
+# the other works. Tests of several threads ask for them.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=15 -n 2
 # The Triton kernels run in Triton's interpreter, which a process either is or is not. 5: ARGS chose no test of these.
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/triton
 # The tests of a file share models and what was compiled, so one process takes them all.
