@@ -67,6 +67,8 @@ def differentiate(library: torch.library.Library, operator: str, gradient: Calla
     keep(ctx, inputs, output) notes what gradient(ctx, grads) needs; grads are a list where the operator returns one.
     gradient returns an entry for each input, a list of None for a list.
     """
+    if operator not in backends.EACH_OTHERS_GRADIENT:
+        gradient = _once(operator, gradient)
     torch.library.register_autograd(f"medsora_ops::{operator}", gradient, setup_context=keep, lib=library)
 
     class Recorded(torch.autograd.Function):
@@ -82,9 +84,41 @@ def differentiate(library: torch.library.Library, operator: str, gradient: Calla
             found = gradient(ctx, grads[0] if ctx.one else list(grads))
             return tuple(entry if isinstance(entry, Tensor) else None for entry in found)
 
-    if operator not in backends.EACH_OTHERS_GRADIENT:
-        Recorded.backward = staticmethod(torch.autograd.function.once_differentiable(Recorded.backward))
     _recorded[operator] = Recorded
+
+
+def _once(operator: str, gradient: Callable) -> Callable:
+    """`gradient`, whose results refuse to be differentiated.
+
+    All of them: torch's own once_differentiable marks none where the gradient that came in is a constant.
+    """
+
+    def run(ctx, grads):
+        with torch.no_grad():
+            found = gradient(ctx, grads)
+        if not torch.is_grad_enabled():
+            return found
+        which = [i for i, entry in enumerate(found) if isinstance(entry, Tensor)]
+        refusing = _Refusing.apply(operator, len(which), *(found[i] for i in which), *ctx.saved_tensors)
+        refusing = dict(zip(which, refusing, strict=True))
+        return tuple(refusing.get(i, entry) for i, entry in enumerate(found))
+
+    return run
+
+
+class _Refusing(torch.autograd.Function):
+    """Hands the first `count` tensors on; of the way from them to the others it says that there is none."""
+
+    @staticmethod
+    def forward(ctx, operator, count, *tensors):
+        ctx.operator = operator
+        return tensors[:count]
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            f"{ctx.operator}: cannot differentiate twice, as its gradient has none; that of the backend 'reference' has"
+        )
 
 
 def implement(library: torch.library.Library, operator: str, *, backward: bool = True) -> None:

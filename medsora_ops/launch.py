@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+MOST_PROGRAMS = (2**31 - 1, 65_535, 65_535)  # along the axes of a grid
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it at its import: one process, one mode
 
 
@@ -36,11 +37,14 @@ _compiled: contextvars.ContextVar[tuple[str, list[Compiled], int] | None] = cont
 def launch(kernel, programs: int | tuple[int, ...], *arguments, **options) -> None:
     """Run `kernel` with `programs` programs on the current stream of the current device; no programs, no launch.
 
-    Several numbers: of the grid's axes, the second and third at most 65535.
+    Several numbers: of the grid's axes. Raises ValueError where one is more than a GPU takes.
     """
     grid = programs if isinstance(programs, tuple) else (programs,)
     if 0 in grid:
         return
+    for axis, (number, most) in enumerate(zip(grid, MOST_PROGRAMS)):
+        if number > most:
+            raise ValueError(f"{kernel.__name__}: asks for {number} programs along axis {axis}, a GPU takes {most}")
     compiling = _compiled.get()
     if compiling is None:
         kernel[grid](*arguments, **options)

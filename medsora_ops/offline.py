@@ -99,10 +99,9 @@ def resources(compiled: Compiled) -> Resources:
         )
         found = [int(match.group(1)) if match else None for match in (registers, scratch)]
         return Resources(found[0], found[1], None, shared, len(re.findall(r"v_mfma", code)))
-    usage = _cuobjdump(kernel.asm["cubin"], "--dump-resource-usage")
+    usage = _resource_usage(kernel.asm["cubin"])
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    sass = _cuobjdump(kernel.asm["cubin"], "-sass")
-    matrix = len(re.findall(r"\b(?:HMMA|HGMMA|UTCHMMA|UTC\w*MMA)\b", sass))
+    matrix = len(re.findall(r"^\s*(?:@\S+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"], re.M))
     return Resources(numbers["REG"], numbers["STACK"], numbers["LOCAL"], shared, matrix)
 
 
@@ -260,12 +259,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _cuobjdump(cubin: bytes, option: str) -> str:
+def _resource_usage(cubin: bytes) -> str:
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([program, option, file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run([program, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

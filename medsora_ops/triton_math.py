@@ -17,8 +17,25 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def reciprocal(x):
+    """1 / x, to the last bit but one, of a float32 number that is not denormal; zero where that would be.
+
+    A division by anything else has the compiler scale what is beyond 2^126, four instructions more.
+    """
+    if _INTERPRETED:
+        return 1.0 / x
+    elif is_cuda():
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=True, pack=1
+        )  # fmt: skip
+    else:
+        return 1.0 / x
+
+
+@triton.jit
 def sigmoid(x):
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+    """Not by the one instruction that a GPU has for tanh: its error of 2^-12 is 4 % of the gate of -5."""
+    return reciprocal(1.0 + tl.exp2(x * -LOG2E))
 
 
 @triton.jit

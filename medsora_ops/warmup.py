@@ -31,7 +31,8 @@ def warmup(
     How sequences are launched depends on how far they fill the device, so all ways are compiled.
 
     paths: over one grid. width: E. head_dim, groups, bidirectional, norm_group_size: as in `path_scan`. state: N.
-    taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters.
+    taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters, but A, which
+    `GridMamba2` computes in float32.
     Returns how many kernels were compiled or found compiled; 0 where no Triton kernel serves the device.
     Raises ValueError for sizes that do not divide and for an empty list of paths.
     """
@@ -75,7 +76,9 @@ def describe(
         torch.empty(1, tokens, width + mixed + heads, dtype=dtype, device="meta"),
         of_parameter(mixed, taps),
         of_parameter(mixed) if conv_bias else None,
-        *(of_parameter(heads) for _ in range(3)),
+        of_parameter(heads),
+        torch.empty(heads, dtype=torch.float32, device="meta"),
+        of_parameter(heads),
         of_parameter(width),
         [torch.empty(path.length, dtype=torch.int32, device="meta") for path in paths],
         [path.stride for path in paths],

@@ -95,9 +95,10 @@ class Shape:
                           at the best q: the quadratic form for short sequences
             exponentials  E + 2 N of SiLU and nh decays; once for both directions E of the gate and 2 nh of softplus
         A pass back reads rows and d(out), writes d(rows), takes three times the operations and again the exponentials.
-        A sigmoid counts as one exponential, as a tanh on the special-function units makes it; the decays of pairs of
-        tokens do not count at all, since a form without them exists. Several paths read the rows once, write d(rows)
-        once and share gate and softplus, which belong to a token and not to a path.
+        A sigmoid counts as one exponential, as a tanh on the special-function units makes it, though the kernels take
+        two for accuracy; the decays of pairs of tokens do not count at all, since a form without them exists. Several
+        paths read the rows once, write d(rows) once and share gate and softplus, which belong to a token and not to a
+        path.
         """
         backward = passes == PASSES[1]
         one = [

@@ -3,7 +3,7 @@
 Sequences of up to BLOCK_T tokens need no state. With scores S = C B^T, shared by the heads of a group, and the decays
 M between tokens, y = (S * M * step) x (Dao and Gu, arXiv 2405.21060, the quadratic form). RMSNorm runs over many heads,
 so a program keeps what its heads gave until the last of them is done, in scratch that belongs to the program and not to
-the tile: small enough to stay in the second-level cache.
+the tile, so that much of it stays in the second-level cache.
 
     SIZES      heads, head_dim, groups, state, taps, heads that a norm runs over
     BLOCKS     tokens, channels of a head, numbers of the state at a time, heads of a norm, channels at a time;

@@ -24,8 +24,8 @@ from scan_case import Case, check, run
 from test_chunk_scan import ssd_case
 
 import medsora_ops
-from medsora_ops import ssd_scan, tune, use_backend
-from medsora_ops.launch import INTERPRETED
+from medsora_ops import backends, ssd_scan, tune, use_backend
+from medsora_ops.launch import INTERPRETED, launch
 from medsora_ops.scan import runs
 from medsora_ops.scan import triton as triton_scans
 from medsora_ops.scan.walk_kernels import row_starts
@@ -52,16 +52,25 @@ def test_addresses_beyond_two_to_the_31(device, video_stride, token_stride, vide
     assert out.tolist() == [2 * element for element in elements] and elements[-1] > 2**31
 
 
-def test_large_numbers_of_programs_are_on_the_first_axis_and_nothing_tunes_itself():
-    """Axes y and z of a grid end at 65,535: y counts the runs of a sequence, z the paths of a call. First calls
-    must not tune."""
+def test_no_grid_is_larger_than_a_gpu_takes(device):
+    """Axes y and z of a grid end at 65,535: y counts the runs of a sequence, z the paths of a call."""
     assert runs.MOST <= 65_535
+    rows, table = torch.empty(1, device=device), torch.zeros(4, dtype=torch.int32, device=device)
+    for grid in ((2**31,), (1, 65_536), (1, 1, 65_536)):
+        with pytest.raises(ValueError, match="_starts_kernel: asks for .* programs along axis"):
+            launch(_starts_kernel, grid, rows, table, rows, 1, 1, 0, 0, BLOCK=4)
+
+
+def test_nothing_tunes_itself_or_adds_in_any_order():
     for path in KERNELS:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                if node.func.attr in ("program_id", "num_programs"):
-                    assert ast.literal_eval(node.args[0]) in (0, 1, 2), path
-                assert node.func.attr not in ("autotune", "atomic_add", "atomic_cas"), path
+            if isinstance(node, ast.Attribute):
+                assert node.attr != "autotune" and not node.attr.startswith("atomic"), path
+
+
+def test_they_serve_gpus_by_default():
+    for operator in ("path_scan", "ssd_scan"):
+        assert backends._ranked(operator, "cuda")[0].backend == "triton"
 
 
 def _names(tree) -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sampling import sampled
 from scan_case import Case, check, compare
-from test_tile_scan import CONFIGS, HALF
+from test_tile_scan import CONFIGS, HALF, whole  # noqa: F401
 
 from medsora_ops.scan import chunk_path_launch, sequence_launch, tile_launch, triton
 from medsora_ops.scan.tile_launch import Mixer, TileConfig
@@ -16,6 +16,7 @@ SHAPES = [
     dict(kinds=("fw", "fh"), heads=1, grid=(3, 2, 6)),
     dict(kinds=("hw", "raster"), bidirectional=False, batch=2, grid=(2, 4, 5), heads=1),
     dict(heads=3, head_dim=24, state=20, bidirectional=False),
+    dict(heads=3, head_dim=5, state=7, bidirectional=False),
     dict(heads=4, groups=2, norm_groups=2, bidirectional=False),
     dict(heads=2, groups=2, state=5),
     dict(heads=1, head_dim=40, state=128, bidirectional=False),
@@ -76,11 +77,15 @@ def test_every_way_of_cutting(device, config):
     check_blocks(Case(kinds=("raster",), grid=(1, 1, 70), heads=1, head_dim=40, state=40, seed=3), device, config)
 
 
-def test_paths_of_all_lengths_in_one_call(device):
-    """Two in blocks, one in a tile, one chunk by chunk: gradients of all add up."""
-    case = Case(kinds=("fw", "fh", "temporal", "raster"), grid=(35, 1, 2), heads=1, bidirectional=False)
+def test_paths_of_all_lengths_in_one_call(device, monkeypatch):
+    """One in a tile, one in blocks, one chunk by chunk: gradients of all add up."""
+    monkeypatch.setattr(triton, "LONGEST", 100)
+    case = Case(kinds=("fh", "raster", "fw"), grid=(6, 2, 12), heads=1, bidirectional=False)
     lengths = [path.length for path in case.paths]
-    assert lengths == [70, 35, 35, 70]
+    assert lengths == [12, 144, 72] and routes(device, (12, 12), (144, 1), (72, 2), heads=1) == (
+        [(tile_launch, [12]), (sequence_launch, [72])],
+        [144],
+    )
     check(case, device)
 
 
@@ -95,6 +100,7 @@ def routes(device, *paths, videos=1, heads=16):
 
 def test_what_goes_which_way(device, monkeypatch):
     monkeypatch.setattr(triton.launch, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(triton, "_HEADS_APART", 4)
     tiles, blocks = tile_launch, sequence_launch
     assert routes(device, (48, 8), (48, 8), videos=64) == ([(tiles, [48, 48])], [])
     assert routes(device, (96, 16), (64, 24), videos=8) == ([(blocks, [96, 64])], [])

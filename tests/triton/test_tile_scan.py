@@ -1,5 +1,6 @@
 """path_scan of short sequences by Triton kernels against its float64 definition."""
 
+import contextlib
 import itertools
 from dataclasses import replace
 
@@ -7,13 +8,21 @@ import pytest
 import torch
 from sampling import sampled
 from scan_case import Case, check, compare, run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medsora_ops import path_scan, use_backend
 from medsora_ops.launch import INTERPRETED
 from medsora_ops.scan import tile_launch
+from medsora_ops.scan import triton as triton_scans
 from medsora_ops.scan.tile_launch import Mixer, TileConfig
 
 HALF = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(autouse=True)
+def whole(monkeypatch):
+    """Also on a chip that these few sequences do not fill, where they would go chunk by chunk."""
+    monkeypatch.setattr(triton_scans, "_HEADS_APART", 10**9)
 
 
 @pytest.mark.parametrize("length", sampled(range(1, 65), 5))
@@ -29,6 +38,7 @@ def test_every_length(device, length):
         dict(kinds=("hw",), bidirectional=False),
         dict(kinds=("temporal",), grid=(6, 5, 4), batch=2),
         dict(heads=3, head_dim=24, state=20),
+        dict(heads=3, head_dim=5, state=7),
         dict(heads=4, groups=2, norm_groups=2),
         dict(heads=2, groups=2, state=5),
         dict(heads=1, head_dim=40, state=128),
@@ -76,16 +86,27 @@ def test_every_way_of_cutting(device, config):
     compare(case, tensors, grads, outputs, [grad_rows, *found])
 
 
-def test_any_strides(device):
-    """Rows cut out of wider ones, videos every other one, channels apart; gradients expanded over channels."""
-    case = Case(kinds=("fw", "hw"), batch=2)
+@pytest.mark.parametrize(
+    "change",
+    [dict(kinds=("fw", "hw")), dict(kinds=("raster", "fw"), grid=(1, 1, 70), heads=1, bidirectional=False)],
+    ids=["tiles", "blocks"],
+)
+def test_any_strides(device, change):
+    """Rows cut out of wider ones, videos every other one, or all the same one; channels apart; parameters with gaps.
+
+    Gradients expanded over channels.
+    """
+    case = Case(batch=2, **change)
     (rows, *parameters), grads = case.tensors(device)
     wide = torch.full((4, rows.shape[1], rows.shape[2] + 7), float("nan"), device=device)
     wide[::2, :, 3:-4] = rows
     one = torch.randn(1, rows.shape[1], 1, device=device).expand(2, -1, case.width)
     check(case, device, [wide[::2, :, 3:-4], *parameters], [one, grads[1]])
     apart = rows.transpose(1, 2).contiguous().transpose(1, 2)
-    check(case, device, [apart, *parameters], grads)
+    gaps = [torch.stack([p, p], dim=-1)[..., 0] for p in parameters]
+    assert not any(gap.is_contiguous() for gap in gaps if gap.numel() > 1)
+    check(case, device, [apart, *gaps], grads)
+    check(case, device, [rows[:1].expand_as(rows), *parameters], grads)
 
 
 @pytest.mark.parametrize("length", [40, 70])
@@ -112,15 +133,25 @@ def test_without_an_epsilon(device, length):
     check(Case0(kinds=("raster",), grid=(1, 1, length), heads=1, bidirectional=False), device)
 
 
-def test_double_backward_is_refused(device):
+@pytest.mark.parametrize("seen", [False, True], ids=["eager", "library"])
+def test_double_backward_is_refused(device, seen):
+    """Also where the gradient that comes in is a constant, and whichever way the operator is called."""
     case = Case()
     tensors, _ = case.tensors(device)
     rows = tensors[0].requires_grad_()
-    with use_backend("triton"):
+    with use_backend("triton"), _Watching() if seen else contextlib.nullcontext():
         (out,) = path_scan(*tensors, case.paths, **case.settings)
-    (grad,) = torch.autograd.grad(out.sum(), rows, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable|differentiate twice|does not require grad"):
-        torch.autograd.grad(grad.sum(), rows)
+        (grad,) = torch.autograd.grad(out.sum(), rows, create_graph=True)
+    for loss in (grad.sum(), grad.square().sum()):
+        with pytest.raises(RuntimeError, match="path_scan: cannot differentiate twice"):
+            torch.autograd.grad(loss, rows, retain_graph=True)
+
+
+class _Watching(TorchDispatchMode):
+    """Operators are called by torch's library then."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        return function(*arguments, **(options or {}))
 
 
 @pytest.mark.parametrize("what", ["dtype", "head_dim"])
