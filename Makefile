@@ -10,7 +10,7 @@ PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 ARGS   ?=
 
 .PHONY: help setup train test test-full test-gpu-offline test-gpu bench bench-report bench-compare bench-gpu
-.PHONY: test-gpu-interpreted test-gpu-compiled bench-gpu-models sanitize lint format clean
+.PHONY: test-gpu-interpreted test-gpu-compiled bench-gpu-operators bench-gpu-models sanitize lint format clean
 .DEFAULT_GOAL := help
 
 help:  ## print this list
@@ -51,11 +51,16 @@ test-gpu-compiled: $(READY)
 	@test -d build/triton-$(OLDEST_TRITON) || $(PIP) install --no-deps --target build/triton-$(OLDEST_TRITON) triton==$(OLDEST_TRITON)
 	@for found in "" build/triton-$(OLDEST_TRITON); do PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline \
 	  --dtypes bfloat16 float16 float32 || exit 1; \
-	  PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline --sizes 32x16 128x256 || exit 1; done
+	  PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline --rare || exit 1; done
+	@$(RUN) -W ignore -m medsora_ops.offline --sizes 32x16 128x256
 	@$(RUN) -W ignore -m medsora_ops.offline --targets hip:gfx942 || echo "AMD: best effort"
 
-# On the machine with the GPU no .venv is made: a Python with torch, triton, pytest and hypothesis is enough.
+# On the machine with the GPU no .venv is made: a Python with torch, triton, pytest and hypothesis is enough. With
+# pytest-xdist there too the tests run side by side, as compiling takes most of their time. CUDA C++ is built for that
+# GPU alone.
 GPU_PYTHON ?= python3
+GPU_WORKERS = $(shell $(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null)
+GPU_ARCH = $(shell $(GPU_PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null)
 # Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows.
 MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
 # Hazards between threads in shared memory, of which only the kernels in CUDA C++ take care themselves.
@@ -64,10 +69,10 @@ test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanit
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	  || { echo "make test-gpu: $(GPU_PYTHON) has no torch that sees a GPU" >&2; exit 2; }
 	@if command -v nvcc >/dev/null && $(GPU_PYTHON) -c 'import pybind11, setuptools.modified' 2>/dev/null; \
-	then MEDSORA_CUDA=1 $(GPU_PYTHON) setup.py -q build_ext --inplace; \
+	then MEDSORA_CUDA=1 MEDSORA_CUDA_ARCHS=$(GPU_ARCH) $(GPU_PYTHON) setup.py -q build_ext --inplace; \
 	else echo "no nvcc, pybind11 or setuptools: only the Triton kernels are tested, and CUDA C++ that was built before"; fi
-	@$(GPU_PYTHON) -m pytest -q --durations=10 tests/triton tests/ops/test_cuda_reorder.py tests/ops/test_cuda_spectral.py \
-	  $(ARGS)
+	@$(GPU_PYTHON) -m pytest -q $(GPU_WORKERS) --durations=10 tests/triton tests/ops/test_cuda_reorder.py \
+	  tests/ops/test_cuda_spectral.py $(ARGS)
 	@if command -v compute-sanitizer >/dev/null; then \
 	  echo "again under compute-sanitizer: $(MEMCHECKED)"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \
@@ -88,14 +93,14 @@ bench-compare: $(READY)  ## what got slower since BASE=revision, by turns with i
 	@test -n "$(BASE)" || { echo "make bench-compare: got no BASE, wants one such as BASE=main" >&2; exit 2; }
 	@$(RUN) -m benchmarks.revisions $(BASE) $(ARGS)
 
-# The scans have a programme of their own; the other operators are timed as on a CPU, beside torch.fft and the
-# published loss.
-bench-gpu:  ## time the operators on a GPU against their floors, scans first (ARGS="--quick", or "--help"), some 8 minutes each
+# The scans have a programme of their own.
+bench-gpu:  ## time path_scan on a GPU against floors and peers in 8 minutes (ARGS="--quick", or "--help")
 	@$(GPU_PYTHON) -m benchmarks.gpu_scan $(ARGS)
-	@if $(GPU_PYTHON) -c 'import pytest_benchmark' 2>/dev/null; then \
-	  $(GPU_PYTHON) -m pytest -q benchmarks/test_operators.py --benchmark-only --benchmark-quiet --device cuda \
-	    -k "gather or merge or spectral or focal" --record gpu-reorder-spectral; \
-	else echo "no pytest-benchmark: gather, merge and the frequency operators are not timed"; fi
+
+# As on a CPU, beside plain PyTorch, torch.fft and the published loss. Needs pytest-benchmark.
+bench-gpu-operators:  ## time the other operators on a GPU, some 8 minutes
+	@$(GPU_PYTHON) -m pytest -q benchmarks/test_operators.py --benchmark-only --benchmark-quiet --device cuda \
+	  -k "gather or merge or spectral or focal or ssd_scan" --record gpu-operators $(ARGS)
 
 bench-gpu-models: $(READY)  ## time layers and models on a GPU beside attention; needs the whole installation, unlike bench-gpu
 	@$(RUN) -m pytest -q benchmarks/test_layers.py benchmarks/test_models.py --benchmark-only --benchmark-quiet \

@@ -12,14 +12,14 @@ from dataclasses import asdict
 
 import torch
 
-from medsora_ops import backend_report, backends, native, preferred
+from medsora_ops import backend_report, backends, configs, native, preferred
 from medsora_ops.version import __version__
 
 
 def installation() -> dict[str, object]:
     """Versions, devices, the state of the extension and the backend asked for, as plain values.
 
-    Raises ValueError if MEDSORA_ISA or MEDSORA_BACKEND names something unknown.
+    Raises ValueError if MEDSORA_ISA or MEDSORA_BACKEND names something unknown, and for a damaged MEDSORA_CONFIGS.
     """
     return {
         "medsora_ops": __version__,
@@ -34,6 +34,7 @@ def installation() -> dict[str, object]:
         "extension_missing": native.unavailable(),
         "backend_asked_for": backends.requested() or None,
         "preferred_on_gpu": preferred.table().told(),
+        "kernel_configurations": configs.told(),
     }
 
 
@@ -61,6 +62,7 @@ def summary(facts: dict[str, object]) -> str:
         f"torch {facts['torch']}, triton {facts['triton'] or 'not installed'}, numpy {facts['numpy']}",
         f"CUDA device: {facts['cuda_device'] or 'none that torch can use'}",
         f"{', '.join(preferred.SIZES)} on a GPU, by size: {facts['preferred_on_gpu']}",
+        f"how the scans' Triton kernels are cut: {facts['kernel_configurations']}",
     ]
     if facts["backend_asked_for"]:
         lines.append(f"MEDSORA_BACKEND={facts['backend_asked_for']} asks that backend for every operator")

@@ -140,6 +140,32 @@ def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) ->
     return distinct(found)
 
 
+def compile_rare_scans(target: str, dtype: torch.dtype) -> list[Compiled]:
+    """What `compile_scans` leaves out: one direction, groups, norms over some heads or a part of one, parameters in the
+    rows' type, no gate, and states in and out of `ssd_scan`; and the largest heads and states that are served."""
+    from medsora_ops.scan import triton as scans
+    from medsora_ops.warmup import describe
+
+    short = ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))
+    medium = ScanPath.plane("fw", (6, 32, 20)), ScanPath.plane("fh", (6, 32, 20))
+    long = ScanPath.plane("fw", (8, 48, 64)), ScanPath.plane("fh", (8, 48, 64))
+
+    def meta(*shape, dtype=dtype):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, groups, states = meta(2, 4096, 16, 64), meta(2, 4096, 4, 128), meta(2, 16, 64, 128, dtype=torch.float32)
+    steps, single = meta(2, 4096, 16), meta(16)
+    arguments = (x, steps, single, groups, groups, meta(16, 64), None, None, states, False, True)
+    with compiling_for(target) as compiled:
+        for paths in (short, medium, long):
+            describe(paths, 1024, 64, 128, 2, 4, False, 512, True, dtype, dtype, True)
+            describe(paths, 512, 256, 256, 1, 4, True, None, True, dtype, torch.float32, True)
+        describe(short, 1024, 64, 128, 1, 4, True, 32, True, dtype, torch.float32, True)
+        scans.ssd_scan(*arguments)
+        scans.ssd_scan_backward([x, states], *arguments)
+    return distinct(compiled)
+
+
 def compile_reorders(target: str, dtype: torch.dtype) -> list[Compiled]:
     """`gather` and `merge`."""
     from medsora_ops.reorder import triton as reorders
@@ -168,6 +194,11 @@ def compile_filters(target: str, dtype: torch.dtype, side: int) -> list[Compiled
 def report(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[dict]:
     """A row for each kernel of `compile_scans`: its resources, and what is wrong with it, if anything."""
     return _rows(compile_scans(target, dtype, head_dim, state), target, dtype, head_dim=head_dim, state=state)
+
+
+def report_rare_scans(target: str, dtype: torch.dtype) -> list[dict]:
+    """Likewise of `compile_rare_scans`."""
+    return _rows(compile_rare_scans(target, dtype), target, dtype)
 
 
 def report_others(target: str, dtype: torch.dtype) -> list[dict]:
@@ -215,6 +246,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(64, 128)], metavar="PxN",
                         help="of the scans: channels of a head and numbers of its state (default: 64x128)")  # fmt: skip
+    parser.add_argument("--rare", action="store_true",
+                        help="instead the scans as few call them: one direction, groups, the largest heads and states")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
                         help="compile in so many processes (default: %(default)s, one a core)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
@@ -244,8 +277,11 @@ def _all_rows(options: argparse.Namespace) -> Iterator[dict]:
     cases = []
     for target, dtype in itertools.product(options.targets, options.dtypes):
         kind = getattr(torch, dtype)
-        cases += [functools.partial(report, target, kind, *size) for size in options.sizes]
-        cases.append(functools.partial(report_others, target, kind))
+        if options.rare:
+            cases.append(functools.partial(report_rare_scans, target, kind))
+        else:
+            cases += [functools.partial(report, target, kind, *size) for size in options.sizes]
+            cases.append(functools.partial(report_others, target, kind))
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(max(1, min(options.jobs, len(cases))), mp_context=fresh) as pool:
         for found in [pool.submit(case) for case in cases]:

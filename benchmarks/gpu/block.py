@@ -2,7 +2,8 @@
 
 Tokens walk the planes fw and fh, then time, each mixer behind a norm and beside a residual, under bfloat16 autocast as
 in training. "without scans" has one addition in the place of each scan: what is left is the rest of the block, and no
-scan, however fast, makes it faster than that.
+scan, however fast, makes it faster than that. "chain" has separate kernels for a scan, as before it was fused; "triton,
+whole" takes sequences whole even where so few do not fill the chip.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.chain import chain_path_scan
 from benchmarks.gpu.kernels import Kernel, kernels_of
-from benchmarks.gpu.measure import Figures, reason, replay_all
+from benchmarks.gpu.measure import Figures, reason, replay_all, time_eagerly
 from benchmarks.gpu.shapes import Scale
-from benchmarks.gpu.timing import eager, peak_memory, release
+from benchmarks.gpu.timing import peak_memory, release
 from benchmarks.gpu.variants import DEFINITION, OURS
 from benchmarks.harness.correctness import relative_rms
 from benchmarks.harness.interleaved import Schedule
 from medsora_ops import GridMamba2, modules, use_backend
+from medsora_ops.scan import triton as triton_scans
 
-WITHOUT = "without scans"
+WITHOUT, CHAIN, WHOLE = "without scans", "chain", "triton, whole"
 GRID = (6, 8, 8)
 AGREEMENT = 5e-2
 
@@ -47,22 +50,22 @@ class Block(nn.Module):
 def measured_block(
     batch: int, scale: Scale, device: torch.device, schedule: Schedule, grid: tuple[int, int, int] = GRID
 ) -> dict[str, Figures]:
-    """Figures of a step by the operators, by the definition, and without scans. Caches are as the step leaves them."""
+    """Figures of a step by each of `steps`. Caches are as the step leaves them."""
     calls = steps(batch, scale, device, grid)
     figures = {name: Figures() for name in calls}
     right = [result.float() for result in calls[DEFINITION]()]
     for name, call in list(calls.items()):
         try:
-            if name == OURS:
+            if name not in (DEFINITION, WITHOUT):
                 figures[name].errors = agreement(call(), right)
             figures[name].peak = peak_memory(call, device)
         except Exception as error:
             figures[name].failure = reason(error)
             del calls[name]
-    for name, times in eager({n: [c] for n, c in calls.items()}, device, 9 if device.type == "cuda" else 1).items():
-        figures[name].eager.times = times
+    sets = {name: [call] for name, call in calls.items()}
+    time_eagerly(sets, figures, device)
     if device.type == "cuda":
-        replay_all({name: [call] for name, call in calls.items()}, figures, schedule)
+        replay_all(sets, figures, schedule)
     release(device)
     return figures
 
@@ -87,7 +90,13 @@ def steps(
     block = Block(scale).to(device)
     x = torch.randn(batch, grid[0] * grid[1] * grid[2], scale.width // 2, device=device).requires_grad_()
     grad = torch.randn_like(x)
-    ways = {OURS: lambda: use_backend("triton"), DEFINITION: lambda: use_backend("reference"), WITHOUT: without_scans}
+    ways = {
+        OURS: lambda: use_backend("triton"),
+        WHOLE: whole_sequences,
+        CHAIN: lambda: mock.patch.object(modules, "path_scan", _chained),
+        DEFINITION: lambda: use_backend("reference"),
+        WITHOUT: lambda: mock.patch.object(modules, "path_scan", _added),
+    }
     return {name: step_of(block, x, grad, grid, way, scale.dtype) for name, way in ways.items()}
 
 
@@ -115,9 +124,13 @@ def agreement(found: tuple[Tensor, ...], right: list[Tensor]) -> dict[str, float
 
 
 @contextlib.contextmanager
-def without_scans():
-    with mock.patch.object(modules, "path_scan", _added):
+def whole_sequences():
+    with use_backend("triton"), mock.patch.object(triton_scans, "_HEADS_APART", 10**9):
         yield
+
+
+def _chained(*arguments, groups, norm_group_size, **settings):
+    return chain_path_scan(*arguments, **settings)
 
 
 def _added(zxbcdt, conv_weight, conv_bias, dt_bias, A, D, norm_weight, paths, **settings):

@@ -20,12 +20,13 @@ from benchmarks.harness.work import PASSES
 
 @dataclass
 class Figures:
-    """What became of one variant. device, eager: times in seconds. failure: why there are none of them.
+    """What became of one variant. device, host, eager: times in seconds. failure: why there are none of them.
 
     not_replayed: why there are no device times though it runs. copies: calls in a graph. peak: bytes.
     """
 
     device: Outcome = field(default_factory=Outcome)
+    host: Outcome = field(default_factory=Outcome)
     eager: Outcome = field(default_factory=Outcome)
     errors: dict[str, float] = field(default_factory=dict)
     peak: int | None = None
@@ -64,8 +65,7 @@ def measured(inputs: Inputs, passes: str, schedule: Schedule, compiled: bool = F
             calls[name] = sets
         release(device)
         synchronize(device)  # a device that no longer answers ends the run here
-    for name, times in eager(calls, device, *(() if device.type == "cuda" else (1,))).items():
-        figures[name].eager.times = times
+    time_eagerly(calls, figures, device)
     if device.type == "cuda":
         replay_all(calls, figures, schedule)
     else:
@@ -88,6 +88,13 @@ def kernels_by_variant(
         found[name] = kernels_of([call] if name == DEFINITION else [call, call], device)
         release(device)
     return {name: kernels for name, kernels in found.items() if kernels}
+
+
+def time_eagerly(calls: dict[str, list[Callable]], figures: dict[str, Figures], device: torch.device) -> None:
+    """Times of the host and wall times of all, into `figures`."""
+    for name, times in eager(calls, device).items():
+        host, wall = zip(*times, strict=True)
+        figures[name].host.times, figures[name].eager.times = list(host), list(wall)
 
 
 def replay_all(calls: dict[str, list[Callable]], figures: dict[str, Figures], schedule: Schedule) -> None:

@@ -21,7 +21,7 @@ from benchmarks.harness.work import Work
 NOTES = {
     "device": "a call in replays of a CUDA graph that holds it on sets of inputs by turns, together larger than the"
     f" second-level cache three times over, or {MOST_SETS} sets; eager: wall time of one call, from its beginning to"
-    " the end of its work",
+    " the end of its work; host: until it returns",
     "floor": "the longest of bytes, operations and exponentials over the limits measured in the same run",
     "chain": "stands in for mamba_ssm: separate kernels with the structure of Mamba-2's chunked pipeline, see"
     " benchmarks/gpu/chain.py",
@@ -59,13 +59,13 @@ def variants_row(figures: Mapping[str, Figures], floor: float | None = None) -> 
         row["launches"] = None  # until the profiler has seen it
         if found.not_replayed:
             row["not_replayed"] = found.not_replayed
-        for kind in ("device", "eager"):
+        for kind in ("device", "host", "eager"):
             own: Outcome = getattr(found, kind)
             if own.times:
                 peers = {n: getattr(f, kind) for n, f in ran.items() if n != name}
                 ratios = {n: peer.median / own.median for n, peer in peers.items() if peer.times}
                 row[kind] = {**record.timing(own), "times_as_fast": ratios}
-                if floor is not None:
+                if floor is not None and kind != "host":
                     row[kind]["floor_multiple"] = own.median / floor
     failed = {name: found.failure for name, found in figures.items() if found.failure is not None}
     return {"variants": rows, "not_timed": failed}
@@ -126,12 +126,12 @@ def case_lines(row: Row) -> list[str]:
             f" operations {duration(floor['operations'])}, exponentials {duration(floor['exponentials'])})"
         )
     lines.append(
-        f"  {'':14} {'device':>9} {'quartiles':>20} {'x floor':>8} {'x ours':>7} {'eager':>9}"
+        f"  {'':14} {'device':>9} {'quartiles':>20} {'x floor':>8} {'x ours':>7} {'host':>9} {'eager':>9}"
         f" {'peak MB':>8} {'error':>8}"
     )
     variants = row["variants"]
     for name, found in variants.items():
-        device, eager = found.get("device"), found.get("eager")
+        device, host, eager = found.get("device"), found.get("host"), found.get("eager")
         spread = " .. ".join(map(duration, device["quartiles"])) if device else "-"
         best = device or eager
         ratio = 1.0 if name == OURS else (best or {}).get("times_as_fast", {}).get(OURS)
@@ -140,6 +140,7 @@ def case_lines(row: Row) -> list[str]:
             f"{spread:>20}",
             f"{_number((device or {}).get('floor_multiple'), '.2f'):>8}",
             f"{_number(1 / ratio if ratio else None, '.2f'):>7}",
+            f"{duration(host['median']) if host else '-':>9}",
             f"{duration(eager['median']) if eager else '-':>9}",
             f"{_number(found['peak_memory'] and found['peak_memory'] / 1e6, '.0f'):>8}",
             f"{_number(max(found['errors'].values(), default=None), '.1e'):>8}",

@@ -89,17 +89,19 @@ def replayed(replays: Mapping[str, Replay], schedule: Schedule) -> dict[str, lis
     return times
 
 
-def eager(calls: Mapping[str, Calls], device: torch.device, rounds: int = EAGER_ROUNDS) -> dict[str, list[float]]:
-    """Seconds of wall time from the beginning of a call to the end of its work on the device, by turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
+def eager(calls: Mapping[str, Calls], device: torch.device) -> dict[str, list[tuple[float, float]]]:
+    """Seconds from the beginning of a call to its return, and to the end of its work on the device, by turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    rounds = EAGER_ROUNDS if device.type == "cuda" else 1
     for number in range(rounds):
         for name, sets in calls.items():
             call = sets[number % len(sets)]
             synchronize(device)
             begun = time.perf_counter()
             call()
+            returned = time.perf_counter()
             synchronize(device)
-            times[name].append(time.perf_counter() - begun)
+            times[name].append((returned - begun, time.perf_counter() - begun))
     return times
 
 

@@ -54,7 +54,8 @@ def time_calls(
     from benchmarks.gpu.measure import reason
     from benchmarks.gpu.timing import Replay, eager, release, replayed
 
-    times = {name: Times(found, wall=found) for name, found in eager(calls, device).items()}
+    walls = {name: [wall for _, wall in found] for name, found in eager(calls, device).items()}
+    times = {name: Times(found, wall=found) for name, found in walls.items()}
     pool, replays = torch.cuda.graph_pool_handle(), {}
     for name, sets in calls.items():
         try:

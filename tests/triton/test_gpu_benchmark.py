@@ -65,7 +65,7 @@ def test_a_shape_is_checked_timed_and_recorded(device, capsys, tmp_path, monkeyp
 def test_a_block_is_timed_with_and_without_scans(device, capsys, tmp_path):
     status, record, _ = run(capsys, tmp_path, "-k", "block, batch 1")
     (row,) = record["blocks"]
-    assert status == 0 and set(row["variants"]) == {OURS, DEFINITION, "without scans"}
+    assert status == 0 and set(row["variants"]) == {OURS, "triton, whole", "chain", DEFINITION, "without scans"}
     assert set(row["variants"][OURS]["errors"]) == {"output", "d(input)"}
     assert INTERPRETED or row["variants"][OURS]["launches"] > row["variants"]["without scans"]["launches"] > 0
 
