@@ -71,7 +71,7 @@ def user_table() -> dict[Case, dict]:
 
 
 def told() -> str:
-    """For the report: "3 measured in ~/.config/medsora_ops/configs.json, 0 shipped, else defaults, measured nowhere"."""
+    """For the report: "3 measured in /home/me/configs.json, 0 shipped, else defaults, measured nowhere"."""
     found = [f"{len(user_table())} measured in {user_path()}", f"{len(read(_SHIPPED))} shipped"]
     return ", ".join([*found, "else defaults, measured nowhere"])
 

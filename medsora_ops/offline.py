@@ -246,8 +246,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16"], choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--sizes", nargs="+", type=_size, default=[(64, 128)], metavar="PxN",
                         help="of the scans: channels of a head and numbers of its state (default: 64x128)")  # fmt: skip
-    parser.add_argument("--rare", action="store_true",
-                        help="instead the scans as few call them: one direction, groups, the largest heads and states")
+    parser.add_argument(
+        "--rare",
+        action="store_true",
+        help="instead the scans as few call them: one direction, groups, the largest heads and states",
+    )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
                         help="compile in so many processes (default: %(default)s, one a core)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
@@ -300,7 +303,9 @@ def _resource_usage(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        return subprocess.run([program, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            [program, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        ).stdout
 
 
 if __name__ == "__main__":

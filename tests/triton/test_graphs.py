@@ -4,7 +4,7 @@ import pytest
 import torch
 from scan_case import Case, run
 from test_chunk_scan import ssd_case
-from test_tile_scan import whole  # noqa: F401
+from test_tile_scan import taken_whole  # noqa: F401
 
 from medsora_ops import path_scan, ssd_scan, use_backend, warmup
 from medsora_ops.launch import INTERPRETED

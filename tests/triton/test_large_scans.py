@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sampling import sampled
 from scan_case import Case
 from test_chunk_scan import ssd_case
 
@@ -127,16 +128,17 @@ def test_whole_sequences_of_another_path(shares, room):
     assert shares[0][0].numel() == rows.numel() and shares[0][0].all()
 
 
-@pytest.mark.parametrize("paths", [1, 2])
-def test_paths_chunk_by_chunk(shares, paths, monkeypatch):
-    """2^31 numbers of rows, their gradient, y, states on the way, and of another path's share of the gradient."""
+@pytest.mark.parametrize(("paths", "cut"), sampled([(1, {}), (2, {}), (1, dict(segment=1, splits=3))], 1), ids=str)
+def test_paths_chunk_by_chunk(shares, paths, cut, monkeypatch):
+    """2^31 numbers of rows, their gradient, y, states on the way and where runs meet, and of another path's share of
+    the gradient."""
     monkeypatch.setattr(chunk_path_launch, "TOGETHER", LIMIT)
     case = replace(PATH, grid=(1, 1, 48))
     (rows, *parameters), (grad,) = case.tensors("cpu")
     path = case.paths[0]
     along = ([path.offsets(rows.device)] * paths, [path.stride] * paths, *case.settings.values())
     videos = LIMIT // (2 * 48 * case.width) + 9
-    forward, backward = replace(FORWARD, **FINE), replace(BACKWARD, **FINE, conv_channels=256)
+    forward, backward = (replace(way, **FINE | cut, conv_channels=256) for way in (FORWARD, BACKWARD))
 
     def run(rows, grad):
         grad_rows = torch.empty_like(rows)
@@ -165,11 +167,12 @@ def test_planes(last_programs):
     assert torch.equal(found[-1], wanted) and not torch.equal(wanted, onto)
 
 
-def test_ssd(shares):
-    """2^31 numbers of x, y, z and their gradients, and states on the way."""
+@pytest.mark.parametrize("cut", sampled([{}, dict(segment=1, splits=3)], 1), ids=str)
+def test_ssd(shares, cut):
+    """2^31 numbers of x, y, z and their gradients, and states on the way and where runs meet."""
     arguments, grads = ssd_case(48, heads=2, head_dim=256, state=32, dtype=torch.bfloat16)
     videos = LIMIT // (48 * 2 * 256) + 9
-    forward, backward = replace(FORWARD, **FINE), replace(BACKWARD, **FINE)
+    forward, backward = replace(FORWARD, **FINE | cut), replace(BACKWARD, **FINE | cut)
 
     def run(arguments, grads):
         outputs = chunk_launch.ssd_scan(*arguments, config=forward)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sampling import sampled
 from scan_case import Case, check, compare
-from test_tile_scan import CONFIGS, HALF, whole  # noqa: F401
+from test_tile_scan import CONFIGS, HALF, taken_whole  # noqa: F401
 
 from medsora_ops.scan import chunk_path_launch, sequence_launch, tile_launch, triton
 from medsora_ops.scan.tile_launch import Mixer, TileConfig

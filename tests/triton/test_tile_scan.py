@@ -20,7 +20,7 @@ HALF = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def whole(monkeypatch):
+def taken_whole(monkeypatch):
     """Also on a chip that these few sequences do not fill, where they would go chunk by chunk."""
     monkeypatch.setattr(triton_scans, "_HEADS_APART", 10**9)
 
