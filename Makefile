@@ -15,7 +15,7 @@ ARGS   ?=
 
 help:  ## print this list
 	@echo "make <target>, where <target> is one of"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-19s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create .venv, install everything, build the native operators (the other targets do it too)
 
@@ -46,21 +46,18 @@ test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases in
 test-gpu-interpreted: $(READY)
 	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS)
 
-# By the triton that is installed and by the oldest that is supported.
+# By the triton that is installed and by the oldest that is supported; sizes of no shipped model by the first alone.
 test-gpu-compiled: $(READY)
 	@test -d build/triton-$(OLDEST_TRITON) || $(PIP) install --no-deps --target build/triton-$(OLDEST_TRITON) triton==$(OLDEST_TRITON)
 	@for found in "" build/triton-$(OLDEST_TRITON); do PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline \
 	  --dtypes bfloat16 float16 float32 || exit 1; \
 	  PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline --rare || exit 1; done
-	@$(RUN) -W ignore -m medsora_ops.offline --sizes 32x16 128x256
+	@$(RUN) -W ignore -m medsora_ops.offline --sizes 32x16 128x256 256x256
 	@$(RUN) -W ignore -m medsora_ops.offline --targets hip:gfx942 || echo "AMD: best effort"
 
 # On the machine with the GPU no .venv is made: a Python with torch, triton, pytest and hypothesis is enough. With
-# pytest-xdist there too the tests run side by side, as compiling takes most of their time. CUDA C++ is built for that
-# GPU alone.
+# pytest-xdist there too the tests run side by side, as compiling takes most of their time.
 GPU_PYTHON ?= python3
-GPU_WORKERS = $(shell $(GPU_PYTHON) -c 'import xdist; print("-n 8")' 2>/dev/null)
-GPU_ARCH = $(shell $(GPU_PYTHON) -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null)
 # Without torch's cache each tensor is an allocation of its own, whose end the sanitizer knows.
 MEMCHECKED ?= half_types or any_strides or (chain and several_chunks)
 # Hazards between threads in shared memory, of which only the kernels in CUDA C++ take care themselves.
@@ -69,10 +66,11 @@ test-gpu:  ## test the kernels on a GPU, a few of them again under compute-sanit
 	@$(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null \
 	  || { echo "make test-gpu: $(GPU_PYTHON) has no torch that sees a GPU" >&2; exit 2; }
 	@if command -v nvcc >/dev/null && $(GPU_PYTHON) -c 'import pybind11, setuptools.modified' 2>/dev/null; \
-	then MEDSORA_CUDA=1 MEDSORA_CUDA_ARCHS=$(GPU_ARCH) $(GPU_PYTHON) setup.py -q build_ext --inplace; \
+	then MEDSORA_CUDA=1 $(GPU_PYTHON) setup.py -q build_ext --inplace; \
 	else echo "no nvcc, pybind11 or setuptools: only the Triton kernels are tested, and CUDA C++ that was built before"; fi
-	@$(GPU_PYTHON) -m pytest -q $(GPU_WORKERS) --durations=10 tests/triton tests/ops/test_cuda_reorder.py \
-	  tests/ops/test_cuda_spectral.py $(ARGS)
+	@workers=$$($(GPU_PYTHON) -c 'import os, xdist; print("-n", min(8, os.cpu_count()))' 2>/dev/null); \
+	$${workers:+env OMP_NUM_THREADS=1} $(GPU_PYTHON) -m pytest -q $$workers --durations=10 tests/triton \
+	  tests/ops/test_cuda_reorder.py tests/ops/test_cuda_spectral.py $(ARGS)
 	@if command -v compute-sanitizer >/dev/null; then \
 	  echo "again under compute-sanitizer: $(MEMCHECKED)"; \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 \

@@ -8,8 +8,9 @@
 Each case is a shape (sequences x tokens, all of E 1024, N 128, P 64, bfloat16, both directions), forward or with the
 pass back. Every variant is checked against float64 before it is timed; one that is wrong, missing or too large for the
 memory is skipped and the record tells why. "device" is the time in replays of a CUDA graph with cold caches, "eager"
-the wall time of one call. The floor is the longest of three: bytes, operations and exponentials that no implementation
-does without (benchmarks/gpu/shapes.py has the formulae), over limits that the run measures first.
+the wall time of one call, "host" what of it passes until the call returns. The floor is the longest of three: bytes,
+operations and exponentials that no implementation does without (benchmarks/gpu/shapes.py has the formulae), over limits
+that the run measures first.
 
 A full run is recorded in benchmarks/results/gpu-<chip>.json, a part of it in gpu-<chip>-part.json; --record gives
 another name. The record is written again after each case. If the environment variable OUT names a folder, it is

@@ -24,12 +24,13 @@ from benchmarks.harness.environment import load_average
 from benchmarks.harness.interleaved import Schedule, time_interleaved
 from benchmarks.harness.measure import Outcome
 from medsora_ops import ScanPath, launch, path_scan, use_backend
-from medsora_ops.scan import chunk_path_launch, sequence_launch, sums, tile_launch
+from medsora_ops.scan import chunk_path_launch, runs, sequence_launch, sums, tile_launch
 
-SHAPES = {  # of one video
+PROCESSORS = 132
+SHAPES = {  # of one video: so few that heads go apart; in tiles; cut into runs
     "8 x 48 and 8 x 48": (ScanPath.plane("fw", (6, 8, 8)), ScanPath.plane("fh", (6, 8, 8))),
     "64 x 6": (ScanPath.temporal((6, 8, 8)),),
-    "1 x 384": (ScanPath.raster((6, 8, 8)),),
+    "1 x 4096": (ScanPath.raster((16, 16, 16)),),
 }
 
 
@@ -42,12 +43,17 @@ class Watched(TorchDispatchMode):
 
 @contextlib.contextmanager
 def nothing_launched() -> Iterator[list[str]]:
-    """Within the block launches only leave their kernels' names in the list."""
+    """Within the block launches, as for a chip of PROCESSORS, only leave their kernels' names in the list."""
     names: list[str] = []
+
+    def count(kernel, *_, **__):
+        names.append(kernel.__name__)
+
     with contextlib.ExitStack() as patched:
-        for module in (tile_launch, sequence_launch, chunk_path_launch, sums):
-            count = lambda kernel, *_, **__: names.append(kernel.__name__)  # noqa: E731
-            patched.enter_context(mock.patch.object(module, "launch", count))
+        for module in (launch, tile_launch, sequence_launch, chunk_path_launch, sums, runs):
+            for name, stand_in in (("launch", count), ("multiprocessors", lambda _: PROCESSORS)):
+                if hasattr(module, name):
+                    patched.enter_context(mock.patch.object(module, name, stand_in))
         yield names
 
 

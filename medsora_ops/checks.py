@@ -20,8 +20,8 @@ def tensor(name: str, value: Tensor, dimensions: str) -> None:
         raise ValueError(f"{name}: got {type(value).__name__}, wants a tensor {dimensions}")
     if not value.is_floating_point():
         raise ValueError(f"{name}: got {value.dtype}, wants a floating point dtype")
-    names = dimensions.strip("(,)").split(", ")
-    if value.dim() < len(names) - 1 if "..." in names else value.dim() != len(names):
+    wanted = 1 + dimensions.count(", ")
+    if value.dim() < wanted - 1 if "..." in dimensions else value.dim() != wanted:
         raise ValueError(f"{name}: got shape {tuple(value.shape)}, wants {dimensions}")
 
 

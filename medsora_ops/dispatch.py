@@ -3,13 +3,15 @@
 Operators stand in torch's library with the name of a backend as their last argument. A gradient may run in another
 thread or after the block of `use_backend`; by that name it goes to the backend that was asked for.
 
-That library's way costs some 0.1 ms of Python and dispatch a call, more than a small scan. So it is taken only where
-somebody needs to see the operator: torch.compile, fake tensors, a mode that watches. Ordinary eager calls go straight
-to the implementation, recorded by an autograd function of the same two halves.
+That library's way costs the host half as much again (benchmarks/host_overhead.py), and a small scan takes the device
+less than the host. So it is taken only where somebody needs to see the operator: torch.compile, fake tensors, a mode
+that watches. Ordinary eager calls go straight to the implementation, recorded by an autograd function of the same two
+halves.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -64,12 +66,12 @@ def _ordinary(arguments) -> bool:
 def differentiate(library: torch.library.Library, operator: str, gradient: Callable, keep: Callable) -> None:
     """Give `operator` its gradient, in torch's library and for ordinary calls.
 
-    keep(ctx, inputs, output) notes what gradient(ctx, grads) needs; grads are a list where the operator returns one.
-    gradient returns an entry for each input, a list of None for a list.
+    keep(ctx, inputs, output) notes what gradient(ctx, saved, grads) needs; grads are a list where the operator returns
+    one. gradient returns an entry for each input, a list of None for a list.
     """
-    if operator not in backends.EACH_OTHERS_GRADIENT:
-        gradient = _once(operator, gradient)
-    torch.library.register_autograd(f"medsora_ops::{operator}", gradient, setup_context=keep, lib=library)
+    way_back = _twice if operator in backends.EACH_OTHERS_GRADIENT else _once(operator)
+    way_back = functools.partial(way_back, gradient)
+    torch.library.register_autograd(f"medsora_ops::{operator}", way_back, setup_context=keep, lib=library)
 
     class Recorded(torch.autograd.Function):
         @staticmethod
@@ -81,25 +83,32 @@ def differentiate(library: torch.library.Library, operator: str, gradient: Calla
 
         @staticmethod
         def backward(ctx, *grads):
-            found = gradient(ctx, grads[0] if ctx.one else list(grads))
+            found = way_back(ctx, grads[0] if ctx.one else list(grads))
             return tuple(entry if isinstance(entry, Tensor) else None for entry in found)
 
     _recorded[operator] = Recorded
 
 
-def _once(operator: str, gradient: Callable) -> Callable:
-    """`gradient`, whose results refuse to be differentiated.
+def _twice(gradient: Callable, ctx, grads):
+    """Of operators whose gradient has one itself."""
+    return gradient(ctx, ctx.saved_tensors, grads)
 
-    All of them: torch's own once_differentiable marks none where the gradient that came in is a constant.
+
+def _once(operator: str) -> Callable:
+    """Of others: the results refuse to be differentiated by what was saved and what came in.
+
+    torch's own once_differentiable lets pass, as constants, results of a gradient that came in as a constant.
     """
 
-    def run(ctx, grads):
+    def run(gradient, ctx, grads):
+        saved = ctx.saved_tensors  # asked for once: checkpointing computes them when asked
         with torch.no_grad():
-            found = gradient(ctx, grads)
+            found = gradient(ctx, saved, grads)
         if not torch.is_grad_enabled():
             return found
         which = [i for i, entry in enumerate(found) if isinstance(entry, Tensor)]
-        refusing = _Refusing.apply(operator, len(which), *(found[i] for i in which), *ctx.saved_tensors)
+        given = (*saved, *(grads if isinstance(grads, list) else [grads]))
+        refusing = _Refusing.apply(operator, len(which), *(found[i] for i in which), *given)
         refusing = dict(zip(which, refusing, strict=True))
         return tuple(refusing.get(i, entry) for i, entry in enumerate(found))
 
@@ -112,12 +121,13 @@ class _Refusing(torch.autograd.Function):
     @staticmethod
     def forward(ctx, operator, count, *tensors):
         ctx.operator = operator
-        return tensors[:count]
+        return tuple(tensor.detach() for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(
-            f"{ctx.operator}: cannot differentiate twice, as its gradient has none; that of the backend 'reference' has"
+            f"{ctx.operator}: cannot differentiate twice, as its gradient has none; ordinary calls of the backend"
+            " 'reference' can"
         )
 
 

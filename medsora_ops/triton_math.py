@@ -20,7 +20,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def reciprocal(x):
     """1 / x, to the last bit but one, of a float32 number that is not denormal; zero where that would be.
 
-    A division by anything else has the compiler scale what is beyond 2^126, four instructions more.
+    A plain division has the compiler scale divisors beyond 2^126, four instructions more.
     """
     if _INTERPRETED:
         return 1.0 / x

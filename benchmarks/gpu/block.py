@@ -107,9 +107,10 @@ def step_of(block: Block, x: Tensor, grad: Tensor, grid, way: Callable, dtype: t
     def step() -> tuple[Tensor, ...]:
         # A cache of cast weights would carry tensors of one graph into the next.
         cast = torch.autocast(x.device.type, torch.bfloat16, dtype == torch.bfloat16, cache_enabled=False)
-        with way(), cast:
-            out = block(x, grid)
-        return (out, *torch.autograd.grad(out, leaves, grad))
+        with way():
+            with cast:
+                out = block(x, grid)
+            return (out, *torch.autograd.grad(out, leaves, grad))
 
     return step
 

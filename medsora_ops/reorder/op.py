@@ -76,12 +76,12 @@ def _keep_path(ctx, inputs, output):
     ctx.save_for_backward(offsets)
 
 
-def _gather_gradient(ctx, grad):
-    return dispatch.apply("merge", grad, *ctx.saved_tensors, ctx.stride, ctx.backend), None, None, None
+def _gather_gradient(ctx, saved, grad):
+    return dispatch.apply("merge", grad, *saved, ctx.stride, ctx.backend), None, None, None
 
 
-def _merge_gradient(ctx, grad):
-    return dispatch.apply("gather", grad, *ctx.saved_tensors, ctx.stride, ctx.backend), None, None, None
+def _merge_gradient(ctx, saved, grad):
+    return dispatch.apply("gather", grad, *saved, ctx.stride, ctx.backend), None, None, None
 
 
 dispatch.differentiate(_LIBRARY, "gather", _gather_gradient, _keep_path)

@@ -219,8 +219,7 @@ def _gradient(operator, tensors):
         ctx.settings = inputs[tensors + 1 :] if operator == "path_scan" else inputs[tensors:]
         ctx.save_for_backward(*inputs[:tensors], *tables)
 
-    def gradient(ctx, grads):
-        saved = ctx.saved_tensors
+    def gradient(ctx, saved, grads):
         tables = [list(saved[tensors:])] if operator == "path_scan" else []
         found = iter(dispatch.backward(operator, grads, *saved[:tensors], *tables, *ctx.settings))
         of_tensors = [None if value is None else next(found) for value in saved[:tensors]]

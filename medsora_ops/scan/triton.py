@@ -6,6 +6,7 @@ by block. Others go chunk by chunk, heads apart, and so do whole ones that are t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -79,35 +80,42 @@ def _added(totals: list[Tensor] | None, found: list[Tensor]) -> list[Tensor]:
 
 def _routes(rows: Tensor, offsets, mixer: Mixer):
     """Which paths are taken whole, with their launches and the kernels' name; and which go chunk by chunk."""
-    lengths = [table.shape[0] for table in offsets]
-    fit = [i for i, length in enumerate(lengths) if length <= LONGEST and mixer.norm_group_size % mixer.head_dim == 0]
+    lengths, processors = tuple(table.shape[0] for table in offsets), launch.multiprocessors(rows.device)
+    return _routed(*rows.shape[:2], lengths, mixer, processors, LONGEST, _HEADS_APART)
+
+
+# Asked at every call, of few sizes. The last two are given so that who changes them is not told what was true before.
+@functools.lru_cache(maxsize=1024)
+def _routed(videos: int, tokens: int, lengths, mixer: Mixer, processors: int, longest: int, heads_apart: int):
+    fit = [i for i, length in enumerate(lengths) if length <= longest and mixer.norm_group_size % mixer.head_dim == 0]
     # Beside longer ones, those that fill most of a block go with them in one launch.
     blocked = max((lengths[i] for i in fit), default=0) > LONGEST_TILE
     in_blocks = [i for i in fit if blocked and lengths[i] > LONGEST_TILE // 2]
     in_tiles = [i for i in fit if i not in in_blocks]
-    whole = [
-        (room, kernel, paths)
+    whole = tuple(
+        (room, kernel, tuple(paths))
         for room, kernel, paths in (
             (tile_launch, "path_scan_tile", in_tiles),
             (sequence_launch, "path_scan_sequence", in_blocks),
         )
-        if paths and _occupy(rows, [lengths[i] for i in paths], mixer)
-    ]
+        if paths and _occupy(videos * tokens, [lengths[i] for i in paths], mixer, processors, heads_apart)
+    )
     taken = [i for _, _, paths in whole for i in paths]
-    return whole, [i for i in range(len(offsets)) if i not in taken]
+    return whole, tuple(i for i in range(len(lengths)) if i not in taken)
 
 
-def _occupy(rows: Tensor, lengths: Sequence[int], mixer: Mixer) -> bool:
+def _occupy(tokens: int, lengths: Sequence[int], mixer: Mixer, processors: int, heads_apart: int) -> bool:
     """Whether whole sequences are enough, or going chunk by chunk, heads apart, would take longer all the same.
 
     Both are so many turns, one after the other, of a head in one direction, on multiprocessors that take one at a time.
+    tokens: of all videos.
     """
-    sequences = [rows.shape[0] * rows.shape[1] // length for length in lengths]
+    sequences = [tokens // length for length in lengths]
     tiles = sum(
         ceil_div(count, max(1, LONGEST_TILE // length)) for count, length in zip(sequences, lengths, strict=True)
     )
-    turns, processors = mixer.heads * mixer.directions, launch.multiprocessors(rows.device)
-    apart = ceil_div(sum(sequences) * turns, processors) * _HEADS_APART
+    turns = mixer.heads * mixer.directions
+    apart = ceil_div(sum(sequences) * turns, processors) * heads_apart
     return ceil_div(tiles, processors) * turns <= apart
 
 

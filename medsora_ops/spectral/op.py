@@ -128,13 +128,13 @@ def _keep_inputs(ctx, inputs, output):
     ctx.save_for_backward(one, other)
 
 
-def _filter_gradients(ctx, grad):
-    found = dispatch.backward("spectral_filter", grad, *ctx.saved_tensors, *ctx.settings)
+def _filter_gradients(ctx, saved, grad):
+    found = dispatch.backward("spectral_filter", grad, *saved, *ctx.settings)
     return (*found, *(None for _ in ctx.settings))
 
 
-def _focal_gradients(ctx, grad):
-    of_pred = dispatch.backward("focal_frequency_loss", grad, *ctx.saved_tensors, *ctx.settings)
+def _focal_gradients(ctx, saved, grad):
+    of_pred = dispatch.backward("focal_frequency_loss", grad, *saved, *ctx.settings)
     return (of_pred, -of_pred if ctx.needs_input_grad[1] else None, *(None for _ in ctx.settings))
 
 

@@ -1,5 +1,6 @@
 """One call of `path_scan`, on the kernels and by its float64 definition, and how far apart they may be."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ class Case:
     def width(self) -> int:
         return self.heads * self.head_dim
 
-    @property
+    @functools.cached_property  # with the tables that they keep on the device
     def paths(self) -> tuple[ScanPath, ...]:
         made = torch.Generator().manual_seed(self.seed + 2)
         return tuple(self._path(kind, made) for kind in self.kinds)

@@ -56,7 +56,7 @@ def test_the_shipped_table_is_sound():
     for case, entry in configs.read(configs._SHIPPED).items():
         assert entry["measured"].keys() >= {"chip", "date", "torch", "triton"}
         whole = case.kernel.startswith(("path_scan_tile", "path_scan_sequence"))
-        assert dataclasses.replace(TileConfig() if whole else FORWARD, **entry["values"])
+        dataclasses.replace(TileConfig() if whole else FORWARD, **entry["values"])
     assert json.loads(configs._SHIPPED.read_text())["format"] == configs.FORMAT
 
 

@@ -128,7 +128,7 @@ def test_whole_sequences_of_another_path(shares, room):
     assert shares[0][0].numel() == rows.numel() and shares[0][0].all()
 
 
-@pytest.mark.parametrize(("paths", "cut"), sampled([(1, {}), (2, {}), (1, dict(segment=1, splits=3))], 1), ids=str)
+@pytest.mark.parametrize(("paths", "cut"), sampled([(1, {}), (2, {}), (1, dict(segment=1, splits=3))], 2), ids=str)
 def test_paths_chunk_by_chunk(shares, paths, cut, monkeypatch):
     """2^31 numbers of rows, their gradient, y, states on the way and where runs meet, and of another path's share of
     the gradient."""
