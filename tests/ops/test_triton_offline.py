@@ -6,6 +6,7 @@ import itertools
 import json
 
 import pytest
+from sampling import FULL
 
 from medsora_ops.launch import INTERPRETED
 
@@ -22,7 +23,7 @@ from medsora_ops.launch import launch  # noqa: E402
 from medsora_ops.paths import ScanPath  # noqa: E402
 from medsora_ops.scan import tile_launch  # noqa: E402
 from medsora_ops.scan.tile_launch import TileConfig  # noqa: E402
-from medsora_ops.triton_math import anew  # noqa: E402
+from medsora_ops.triton_math import anew, sigmoid  # noqa: E402
 from medsora_ops.warmup import describe, warmup  # noqa: E402
 
 
@@ -103,6 +104,26 @@ def test_scratch_is_read_and_written_in_pieces_of_16_bytes():
         launch(copy_kernel, 1, x, torch.empty_like(x), num_warps=4)
     code = compiled[0].kernel.asm["ptx"]
     assert "ld.global.v4.b32" in code and "st.global.v4.b32" in code
+
+
+@triton.jit
+def sigmoid_kernel(x, y):
+    at = tl.arange(0, 1024)
+    tl.store(y + at, sigmoid(tl.load(x + at)))
+
+
+def test_a_sigmoid_is_an_exponential_and_a_reciprocal():
+    x = torch.empty(1024, device="meta")
+    with offline.compiling_for("cuda:90") as compiled:
+        launch(sigmoid_kernel, 1, x, torch.empty_like(x), num_warps=4)
+    code = compiled[0].kernel.asm["ptx"]
+    assert "ex2.approx" in code and "rcp.approx" in code and "div." not in code
+
+
+@pytest.mark.skipif(not FULL, reason="minutes of compiling, which `make test-gpu-offline` does too")
+def test_rare_scans_compile_and_fit(capsys):
+    assert offline.main(["--rare", "--targets", "cuda:90"]) == 0
+    assert "; 0 use a stack" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("head_dim", "state"), [(32, 16), (64, 64)])

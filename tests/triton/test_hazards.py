@@ -29,7 +29,7 @@ from medsora_ops.launch import INTERPRETED, launch
 from medsora_ops.scan import runs
 from medsora_ops.scan import triton as triton_scans
 from medsora_ops.scan.walk_kernels import row_starts
-from medsora_ops.triton_math import softplus
+from medsora_ops.triton_math import sigmoid, softplus
 
 KERNELS = sorted(Path(medsora_ops.__file__).parent.glob("**/*_kernels.py"))
 
@@ -120,6 +120,22 @@ def test_softplus_of_everything(device):
     _softplus_kernel[(1,)](x, out, BLOCK=16)
     true = torch.nn.functional.softplus(x.double(), threshold=1e9)
     assert ((out.double() - true).abs() <= 1.5e-6 * true + 1e-37).all()
+
+
+@triton.jit
+def _sigmoid_kernel(x, out, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(out + at, sigmoid(tl.load(x + at)))
+
+
+def test_sigmoid_of_everything(device):
+    """Small results keep their digits, down to where float32 has no more."""
+    x = torch.tensor([-3e38, -200, -80, -20, -9, -5, -1, -1e-3, 0, 1e-3, 1, 5, 20, 80, 200, 3e38], device=device)
+    out = torch.empty_like(x)
+    _sigmoid_kernel[(1,)](x, out, BLOCK=16)
+    true = torch.sigmoid(x.double())
+    rounded = 2e-7 * (1 + x.double().abs().clamp(max=100))  # of x * log2(e), as an exponent
+    assert ((out.double() - true).abs() <= rounded * true + 1e-37).all()
 
 
 @pytest.mark.parametrize("length, step, rate, longest", [(48, 30, -2, 256), (70, 4, -1, 256), (70, 4, -1, 64)])
