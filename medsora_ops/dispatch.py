@@ -3,10 +3,9 @@
 Operators stand in torch's library with the name of a backend as their last argument. A gradient may run in another
 thread or after the block of `use_backend`; by that name it goes to the backend that was asked for.
 
-That library's way costs the host half as much again (benchmarks/host_overhead.py), and a small scan takes the device
-less than the host. So it is taken only where somebody needs to see the operator: torch.compile, fake tensors, a mode
-that watches. Ordinary eager calls go straight to the implementation, recorded by an autograd function of the same two
-halves.
+That library's way costs the host half as much again (benchmarks/host_overhead.py). So it is taken only where somebody
+needs to see the operator: torch.compile, fake tensors, a mode that watches. Ordinary eager calls go straight to the
+implementation, recorded by an autograd function of the same two halves.
 """
 
 from __future__ import annotations

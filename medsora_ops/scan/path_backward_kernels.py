@@ -220,6 +220,7 @@ def path_scan_conv_bwd_kernel(
     SHARES: tl.constexpr = HEADS // SIZES[2] * PARTS
     path = path_of_program(PATHS)
     table, length = pick(path, tables), pick(path, lengths)
+    of_video = sequences  # of each path
     sequences, stride = pick(path, sequences), pick(path, strides)
     given = (rows, video_stride, token_stride)
     given_grad = (grad_rows, grad_video_stride, grad_token_stride)
@@ -232,21 +233,25 @@ def path_scan_conv_bwd_kernel(
     if block < CONVOLVED:
         channel = block * BLOCK_C + tl.arange(0, BLOCK_C)
         wanted = channel < MIXED
-        shares = tl.where(block * BLOCK_C + BLOCK_C > WIDTH, SHARES, 0)
         sum_weight = tl.zeros([triton.next_power_of_2(TAPS + 1), BLOCK_C], tl.float32)
         tap = tl.arange(0, triton.next_power_of_2(TAPS + 1))[:, None]  # steps back; the last one stands for the bias
         for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
-            number = tl.cast(tile // per_sequence, tl.int32)
-            first = tile % per_sequence * OWN
+            # What follows from where the program is, is found again for each tile: kept, it would take up registers.
+            here = anew(path) if PATHS > 1 else path
+            along = pick(here, tables), pick(here, lengths), pick(here, of_video), pick(here, strides)
+            shares = tl.where(anew(block) * BLOCK_C + BLOCK_C > WIDTH, SHARES, 0)
+            count = tl.cast(along[1] * along[2], tl.int64)
+            number = tl.cast(tile // tl.cdiv(along[1], OWN), tl.int32)
+            first = tile % tl.cdiv(along[1], OWN) * OWN
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
             for direction in tl.static_range(DIRECTIONS):
-                walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, direction == 1)
-                path_plane = path * DIRECTIONS + direction
-                of_x = (anew(y) + tl.cast(positions, tl.int64) * path_plane * WIDTH, tokens * WIDTH, WIDTH)
+                walk = tile_walk(number, along[0], first, along[1], along[2], along[3], OWN, BLOCK_T, direction == 1)
+                path_plane = here * DIRECTIONS + direction
+                of_x = (anew(y) + tl.cast(positions, tl.int64) * path_plane * WIDTH, count * WIDTH, WIDTH)
                 grad = rows_before(of_x, walk, channel, channel < WIDTH, 0)
                 for share in tl.range(0, shares, disable_licm=True):
-                    plane = tl.cast((path * SHARES + share) * DIRECTIONS + direction, tl.int64) * positions
-                    of_share = (anew(of_BC) + plane * (2 * STATES), tokens * (2 * STATES), 2 * STATES)
+                    plane = tl.cast((here * SHARES + share) * DIRECTIONS + direction, tl.int64) * positions
+                    of_share = (anew(of_BC) + plane * (2 * STATES), count * (2 * STATES), 2 * STATES)
                     grad += rows_before(of_share, walk, channel - WIDTH, wanted & (channel >= WIDTH), 0)
                 before = convolved(given, walk, filters, 0, channel, wanted, WIDTH, TAPS)
                 grad = tl.where(walk[4][:, None], grad * silu_slope(before, sigmoid(before)), 0.0)
@@ -259,13 +264,14 @@ def path_scan_conv_bwd_kernel(
                     index = tl.minimum(tl.maximum(index, 0), BLOCK_T - 1)
                     later = tl.gather(grad, tl.broadcast_to(index[:, None], [BLOCK_T, BLOCK_C]), 0)
                     total += weights_of_tap(conv_weight, channel, wanted, TAPS - 1 - back, TAPS)[None, :] * later
-            walk = tile_walk(number, table, first, length, sequences, stride, OWN, BLOCK_T, False)
-            if path == 0:
+            walk = tile_walk(number, along[0], first, along[1], along[2], along[3], OWN, BLOCK_T, False)
+            if here == 0:
                 store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)
             elif of_others is not None:
-                other = anew(of_others) + tl.cast(positions, tl.int64) * (path - 1) * MIXED
-                store_own((other, tokens * MIXED, MIXED), walk, channel, wanted, total, OWN, False)
-        at = ((path * workers + worker).to(tl.int64) * MIXED + channel)[None, :]
+                other = anew(of_others) + tl.cast(positions, tl.int64) * (here - 1) * MIXED
+                store_own((other, count * MIXED, MIXED), walk, channel, wanted, total, OWN, False)
+        share = path_of_program(PATHS) * workers + anew(tl.program_id(0)) // BLOCKS
+        at = (tl.cast(share, tl.int64) * MIXED + channel)[None, :]
         tl.store(of_weight + at * TAPS + (TAPS - 1 - tap), sum_weight, mask=(tap < TAPS) & wanted[None, :])
         if conv_bias is not None:
             tl.store(of_bias + at + tap * 0, sum_weight, mask=(tap == TAPS) & wanted[None, :])
