@@ -73,7 +73,7 @@ CONFIGS = [  # every three of the sizes, and every two of all that is chosen
 ]
 
 
-@pytest.mark.parametrize("config", sampled(CONFIGS, 4), ids=str)
+@pytest.mark.parametrize("config", sampled(CONFIGS, 3), ids=str)
 def test_every_way_of_cutting(device, config):
     case = Case(kinds=("fw", "temporal"), grid=(2, 3, 5), batch=2, heads=1, head_dim=40, state=40, seed=3)
     tensors, grads = case.tensors(device)
@@ -88,8 +88,8 @@ def test_every_way_of_cutting(device, config):
 
 @pytest.mark.parametrize(
     "change",
-    [dict(kinds=("fw", "hw")), dict(kinds=("raster", "fw"), grid=(1, 1, 70), heads=1, bidirectional=False)],
-    ids=["tiles", "blocks"],
+    sampled([dict(kinds=("fw", "hw")), dict(kinds=("raster", "fw"), grid=(1, 1, 70), heads=1, bidirectional=False)], 1),
+    ids=str,
 )
 def test_any_strides(device, change):
     """Rows cut out of wider ones, videos every other one, or all the same one; channels apart; parameters with gaps.
