@@ -113,7 +113,7 @@ def ssd_scan_backward(grads: Sequence[Tensor], *arguments, config: ChunkConfig |
             SOFTPLUS=dt_softplus,
             D_OF_CHANNELS=D is not None and D.dim() == 2,
             **config.options(),
-            **(sparing(x.device) if x.dtype == torch.float32 else {}),
+            **sparing(x.device),
         )
         grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias = (
             None if t is None else t.new_empty(t.shape) for t in (dt, A, B, C, D, dt_bias)
