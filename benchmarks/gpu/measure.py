@@ -26,13 +26,13 @@ class Figures:
     """
 
     device: Outcome = field(default_factory=Outcome)
-    host: Outcome = field(default_factory=Outcome)
     eager: Outcome = field(default_factory=Outcome)
     errors: dict[str, float] = field(default_factory=dict)
     peak: int | None = None
     copies: int = 0
     not_replayed: str | None = None
     failure: str | None = None
+    host: Outcome = field(default_factory=Outcome)
 
 
 class Inputs:
