@@ -93,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not launch.INTERPRETED:
         print("benchmarks.host_overhead: set TRITON_INTERPRET=1, or Triton's kernels take no CPU", file=sys.stderr)
         return 2
-    before, cases = load_average(), {}
+    before, found = load_average(), {}
     with use_backend("triton"), nothing_launched() as launched:
         for name, paths in SHAPES.items():
-            rows = cases[name] = {}
+            rows = found[name] = {}
             ways = calls(paths)
             for way, call in ways.items():
                 launched.clear()
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 low, high = map(record.duration, row["quartiles"])
                 print(f"  {way:38} {record.duration(row['median']):>8} ({low} .. {high}), {row['launches']} launches")
     if options.record:
-        record.write({**record.circumstances(before), "cases": cases}, record.path_of(options.record))
+        record.write({**record.circumstances(before), "shapes": found}, record.path_of(options.record))
     return 0
 
 
