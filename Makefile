@@ -46,13 +46,13 @@ test-gpu-offline: $(READY)  ## check the GPU kernels without a GPU: all cases in
 test-gpu-interpreted: $(READY)
 	@MEDSORA_TEST_FULL=1 $(INTERPRETED) $(ARGS)
 
-# By the triton that is installed and by the oldest that is supported; sizes of no shipped model by the first alone.
+# By the triton that is installed and by the oldest that is supported.
 test-gpu-compiled: $(READY)
 	@test -d build/triton-$(OLDEST_TRITON) || $(PIP) install --no-deps --target build/triton-$(OLDEST_TRITON) triton==$(OLDEST_TRITON)
 	@for found in "" build/triton-$(OLDEST_TRITON); do PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline \
 	  --dtypes bfloat16 float16 float32 || exit 1; \
-	  PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline --rare || exit 1; done
-	@$(RUN) -W ignore -m medsora_ops.offline --sizes 32x16 128x256 256x256
+	  PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline --rare || exit 1; \
+	  PYTHONPATH=$$found $(RUN) -W ignore -m medsora_ops.offline --sizes 32x16 128x256 256x256 || exit 1; done
 	@$(RUN) -W ignore -m medsora_ops.offline --targets hip:gfx942 || echo "AMD: best effort"
 
 # On the machine with the GPU no .venv is made: a Python with torch, triton, pytest and hypothesis is enough. With

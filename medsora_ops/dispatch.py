@@ -10,7 +10,6 @@ implementation, recorded by an autograd function of the same two halves.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -68,8 +67,15 @@ def differentiate(library: torch.library.Library, operator: str, gradient: Calla
     keep(ctx, inputs, output) notes what gradient(ctx, saved, grads) needs; grads are a list where the operator returns
     one. gradient returns an entry for each input, a list of None for a list.
     """
-    way_back = _twice if operator in backends.EACH_OTHERS_GRADIENT else _once(operator)
-    way_back = functools.partial(way_back, gradient)
+
+    def way_back(ctx, grads):
+        saved = ctx.saved_tensors  # asked for once: checkpointing computes them when asked
+        if operator in backends.EACH_OTHERS_GRADIENT or not torch.is_grad_enabled():
+            return gradient(ctx, saved, grads)
+        with torch.no_grad():
+            found = gradient(ctx, saved, grads)
+        return _refusing(operator, found, (*saved, *(grads if isinstance(grads, list) else [grads])))
+
     torch.library.register_autograd(f"medsora_ops::{operator}", way_back, setup_context=keep, lib=library)
 
     class Recorded(torch.autograd.Function):
@@ -88,30 +94,14 @@ def differentiate(library: torch.library.Library, operator: str, gradient: Calla
     _recorded[operator] = Recorded
 
 
-def _twice(gradient: Callable, ctx, grads):
-    """Of operators whose gradient has one itself."""
-    return gradient(ctx, ctx.saved_tensors, grads)
-
-
-def _once(operator: str) -> Callable:
-    """Of others: the results refuse to be differentiated by what was saved and what came in.
+def _refusing(operator: str, found: Sequence, given: Sequence):
+    """What was `found`, its tensors refusing to be differentiated by any that were `given`.
 
     torch's own once_differentiable lets pass, as constants, results of a gradient that came in as a constant.
     """
-
-    def run(gradient, ctx, grads):
-        saved = ctx.saved_tensors  # asked for once: checkpointing computes them when asked
-        with torch.no_grad():
-            found = gradient(ctx, saved, grads)
-        if not torch.is_grad_enabled():
-            return found
-        which = [i for i, entry in enumerate(found) if isinstance(entry, Tensor)]
-        given = (*saved, *(grads if isinstance(grads, list) else [grads]))
-        refusing = _Refusing.apply(operator, len(which), *(found[i] for i in which), *given)
-        refusing = dict(zip(which, refusing, strict=True))
-        return tuple(refusing.get(i, entry) for i, entry in enumerate(found))
-
-    return run
+    which = [i for i, entry in enumerate(found) if isinstance(entry, Tensor)]
+    refusing = dict(zip(which, _Refusing.apply(operator, len(which), *(found[i] for i in which), *given), strict=True))
+    return tuple(refusing.get(i, entry) for i, entry in enumerate(found))
 
 
 class _Refusing(torch.autograd.Function):

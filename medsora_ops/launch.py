@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+REGISTERS = 65536  # of a multiprocessor, on NVIDIA's GPUs
 MOST_PROGRAMS = (2**31 - 1, 65_535, 65_535)  # along the axes of a grid
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # triton reads it at its import: one process, one mode
 
@@ -110,8 +111,14 @@ def sparing(device: torch.device) -> dict:
     return {"ptx_options": "--register-usage-level=3"} if architecture(device).startswith("sm_") else {}
 
 
+def registers_of_one(num_warps: int) -> int:
+    """Of a thread, where a program has a multiprocessor to itself."""
+    return REGISTERS // (32 * num_warps)
+
+
 def at_most(device: torch.device, registers: int) -> dict:
     """Options of a kernel that may take so many registers a thread, and no more, whatever NVIDIA's assembler thinks."""
+    registers = min(registers, 255)  # no thread has more
     return {"maxnreg": registers} if architecture(device).startswith("sm_") else {}
 
 

@@ -29,13 +29,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from medsora_ops.launch import Compiled, compiling, distinct
+from medsora_ops.launch import REGISTERS, Compiled, compiling, distinct
 from medsora_ops.paths import ScanPath
 
 # Shared memory that one program may ask for, in bytes, by architecture.
 SHARED_MEMORY = {"cuda:80": 166912, "cuda:86": 101376, "cuda:89": 101376, "cuda:90": 232448, "cuda:100": 232448,
                  "cuda:120": 101376, "hip:gfx942": 65536}  # fmt: skip
-REGISTERS = 65536  # of a multiprocessor, on NVIDIA's GPUs
 AIMED_AT = ("cuda:80", "cuda:90", "cuda:100")
 MANY = 132  # multiprocessors, of which one video's long sequences fill few
 SIDES = (16, 32, 64, 128)  # of images, that the filters are compiled for

@@ -31,8 +31,8 @@ def warmup(
     How sequences are launched depends on how far they fill the device, so all ways are compiled.
 
     paths: over one grid. width: E. head_dim, groups, bidirectional, norm_group_size: as in `path_scan`. state: N.
-    taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters, but A, which
-    `GridMamba2` computes in float32.
+    taps: of the convolution. dtype: of zxbcdt. parameters: of the parameters, but A, which `GridMamba2` computes in
+    float32.
     Returns how many kernels were compiled or found compiled; 0 where no Triton kernel serves the device.
     Raises ValueError for sizes that do not divide and for an empty list of paths.
     """

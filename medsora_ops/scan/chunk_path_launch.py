@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import at_most, launch, multiprocessors, on_device, registers_of_one, sparing
 from medsora_ops.scan.chunk_config import (
     BACKWARD,
     FORWARD,
@@ -212,7 +212,7 @@ def _through_convolution(mixer: PathMixer, config: ChunkConfig, y, of_rows, to_r
         ACCUMULATE=accumulate,
         **config.row_options(),
         # All that there are: left alone, the assembler may keep to half of them and spill.
-        **at_most(mixer.rows.device, min(255, 65536 // (32 * config.row_warps))),
+        **at_most(mixer.rows.device, registers_of_one(config.row_warps)),
     )
     return of_others, (of_weight, of_bias)
 

@@ -238,14 +238,17 @@ def path_scan_conv_bwd_kernel(
         for tile in tl.range(worker, videos * sequences * per_sequence, workers, disable_licm=True):
             # What follows from where the program is, is found again for each tile: kept, it would take up registers.
             here = anew(path) if PATHS > 1 else path
-            along = pick(here, tables), pick(here, lengths), pick(here, of_video), pick(here, strides)
+            its_table, its_length = pick(here, tables), pick(here, lengths)
+            its_sequences, its_stride = pick(here, of_video), pick(here, strides)
+            per = tl.cdiv(its_length, OWN)
             shares = tl.where(anew(block) * BLOCK_C + BLOCK_C > WIDTH, SHARES, 0)
-            count = tl.cast(along[1] * along[2], tl.int64)
-            number = tl.cast(tile // tl.cdiv(along[1], OWN), tl.int32)
-            first = tile % tl.cdiv(along[1], OWN) * OWN
+            count = tl.cast(its_sequences * its_length, tl.int64)
+            number = tl.cast(tile // per, tl.int32)
+            first = tile % per * OWN
             total = tl.zeros([BLOCK_T, BLOCK_C], tl.float32)
             for direction in tl.static_range(DIRECTIONS):
-                walk = tile_walk(number, along[0], first, along[1], along[2], along[3], OWN, BLOCK_T, direction == 1)
+                reverse = direction == 1
+                walk = tile_walk(number, its_table, first, its_length, its_sequences, its_stride, OWN, BLOCK_T, reverse)
                 path_plane = here * DIRECTIONS + direction
                 of_x = (anew(y) + tl.cast(positions, tl.int64) * path_plane * WIDTH, count * WIDTH, WIDTH)
                 grad = rows_before(of_x, walk, channel, channel < WIDTH, 0)
@@ -264,7 +267,7 @@ def path_scan_conv_bwd_kernel(
                     index = tl.minimum(tl.maximum(index, 0), BLOCK_T - 1)
                     later = tl.gather(grad, tl.broadcast_to(index[:, None], [BLOCK_T, BLOCK_C]), 0)
                     total += weights_of_tap(conv_weight, channel, wanted, TAPS - 1 - back, TAPS)[None, :] * later
-            walk = tile_walk(number, along[0], first, along[1], along[2], along[3], OWN, BLOCK_T, False)
+            walk = tile_walk(number, its_table, first, its_length, its_sequences, its_stride, OWN, BLOCK_T, False)
             if here == 0:
                 store_own(given_grad, walk, WIDTH + channel, wanted, total, OWN, ACCUMULATE)
             elif of_others is not None:

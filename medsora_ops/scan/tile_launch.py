@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from medsora_ops.launch import at_most, launch, multiprocessors, on_device, sparing
+from medsora_ops.launch import at_most, launch, multiprocessors, on_device, registers_of_one, sparing
 from medsora_ops.scan.sums import planes, shares, sum_shares
 
 LONGEST_TILE = 64  # tokens of a sequence that a tile can hold
@@ -159,8 +159,8 @@ def registers(config: TileConfig, channels: int, device: torch.device) -> dict:
 
     Left alone, the assembler may keep so few that a third program fits, and spill.
     """
-    all_of_one = 65536 // (32 * config.num_warps)
-    return at_most(device, min(255, all_of_one, max(64, 2 * channels, all_of_one // config.programs)))
+    all_of_one = registers_of_one(config.num_warps)
+    return at_most(device, min(all_of_one, max(64, 2 * channels, all_of_one // config.programs)))
 
 
 def scratch_type(rows: Tensor) -> torch.dtype:

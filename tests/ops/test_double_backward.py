@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from medsora_ops import focal_frequency_loss, spectral_filter, ssd_scan, use_backend
+from medsora_ops import focal_frequency_loss, native, spectral_filter, ssd_scan, use_backend
 
-X, WEIGHT = torch.randn(1, 2, 6, 8), torch.randn(2, 6, 5, dtype=torch.complex64)
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+
+MADE = torch.Generator().manual_seed(0)
+X, WEIGHT = (torch.randn(1, 2, 6, 8, generator=MADE), torch.randn(2, 6, 5, generator=MADE, dtype=torch.complex64))
 
 
 def filtered(x):

@@ -26,7 +26,7 @@ def run(*command, cwd=None, **environment):
     """The standard output of a command that must succeed, in an environment without PYTHONPATH."""
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=900, check=False
+        [str(word) for word in command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

@@ -271,9 +271,7 @@ def test_paths_together(device, segment, change):
     )
 
 
-@pytest.mark.parametrize(
-    ("splits", "most", "wanted"), sampled([(1, 32, [3]), (2, 32, [1, 1, 1]), (1, 0, [1, 1, 1])], 2)
-)
+@pytest.mark.parametrize(("splits", "most", "wanted"), [(1, 32, [3]), (2, 32, [1, 1, 1]), (1, 0, [1, 1, 1])])
 def test_long_paths_of_a_call(device, splits, most, wanted, monkeypatch):
     """Beside a short one: together, or each alone where sequences are cut into runs or are much work."""
     case = Case(kinds=("fw", "fh", "hw", "raster"), grid=(2, 2, 35), heads=1, bidirectional=False)
