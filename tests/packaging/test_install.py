@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,9 @@ pytestmark = pytest.mark.slow
 def run(*command, cwd=None, **environment):
     """The standard output of a command that must succeed, in an environment without PYTHONPATH."""
     settings = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment
+    # As long as a build may take on two busy cores: the bound is there for what hangs.
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=300, check=False
+        [str(word) for word in command], cwd=cwd, env=settings, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -55,14 +57,14 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archives(checkout, tmp_path_factory):
-    """The sdist of the checkout, and the wheel built from that sdist."""
+    """The sdist of the checkout, the wheel built from that sdist, and what the build printed."""
     for tool in ("build", "pybind11", "setuptools"):
         pytest.importorskip(tool)
     folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
+    printed = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
-    return sdist, wheel
+    return sdist, wheel, printed
 
 
 def environment_with(wheel, folder):
@@ -164,10 +166,14 @@ def compile_strictly(compiler, folder, *flags):
         list(executor.map(compile_one, SOURCES))
 
 
+def test_the_build_warns_of_nothing_in_the_sources(archives):
+    assert "csrc/bindings.cpp" in archives[2]
+    assert not [line for line in archives[2].splitlines() if re.search(r"csrc/\S+ warning:", line)]
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")
-@pytest.mark.parametrize("flags", (["-fopenmp"], ["-DMEDSORA_X86_VARIANTS=0"]), ids=("openmp", "portable"))
-def test_gcc_compiles_the_sources_without_a_warning(flags, tmp_path):
-    compile_strictly("g++", tmp_path, *flags)
+def test_gcc_compiles_the_portable_form_without_a_warning(tmp_path):
+    compile_strictly("g++", tmp_path, "-DMEDSORA_X86_VARIANTS=0")
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++ here")

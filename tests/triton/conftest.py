@@ -21,6 +21,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "ops"))  # where the oracles 
 if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
+if INTERPRETED:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    # The interpreter patches triton.language at a launch, and once more, to no effect, in each function that the kernel
+    # calls: a third of the time of these tests.
+    InterpretedFunction.__call__ = lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs)
+
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
