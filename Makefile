@@ -27,8 +27,9 @@ train: $(READY)  ## train on built-in real data, sample, and say where the resul
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -q --durations=15 -n 2
 # The Triton kernels run in Triton's interpreter, which a process either is or is not. 5: ARGS chose no test of these.
 INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/triton
-# The tests of a file share models and what was compiled, so one process takes them all.
-OTHERS := $(PYTEST) --dist loadfile
+# The tests of a file share models and what was compiled, so one process takes them all. Not the files with many tests
+# first: those with few are slow, and the last of them would be waited for.
+OTHERS := $(PYTEST) --dist loadfile --no-loadscope-reorder
 
 test: $(READY)  ## run the tests, large case spaces sampled with a fixed seed
 	@$(INTERPRETED) $(ARGS) || test $$? -eq 5

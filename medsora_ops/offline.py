@@ -98,10 +98,20 @@ def resources(compiled: Compiled) -> Resources:
         )
         found = [int(match.group(1)) if match else None for match in (registers, scratch)]
         return Resources(found[0], found[1], None, shared, len(re.findall(r"v_mfma", code)))
-    usage = _resource_usage(kernel.asm["cubin"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = resource_usage(file.name)
     numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     matrix = len(re.findall(r"^\s*(?:@\S+ )?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b", kernel.asm["ptx"], re.M))
     return Resources(numbers["REG"], numbers["STACK"], numbers["LOCAL"], shared, matrix)
+
+
+def resource_usage(file: str | Path) -> str:
+    """What the CUDA toolkit's cuobjdump says of every kernel in a file: a cubin, or a library with kernels within."""
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [program, "--dump-resource-usage", file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def compile_scans(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[Compiled]:
@@ -294,16 +304,6 @@ def _size(text: str) -> tuple[int, int]:
     if not found:
         raise argparse.ArgumentTypeError(f"got {text!r}, wants channels x states such as 64x128")
     return int(found[1]), int(found[2])
-
-
-def _resource_usage(cubin: bytes) -> str:
-    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        return subprocess.run(
-            [program, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
-        ).stdout
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The CUDA kernels compile for every GPU that they are built for, without a GPU: nothing spills, registers are few."""
+"""The CUDA kernels as the extension holds them, read without a GPU: nothing spills, registers are few."""
 
 import re
-import shutil
-import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-SOURCES = sorted((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
+from medsora_ops import native
+from medsora_ops.offline import resource_usage
+
 # Of a multiprocessor's 65536: four blocks of 256 threads at a time, or two of 288, which transform images of 64 x 64.
 MOST_REGISTERS = {
     "gather_kernel": 64,
@@ -17,45 +18,34 @@ MOST_REGISTERS = {
     "weight_sum_kernel": 64,
     "focal_mean_kernel": 64,
 }
-ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """For each kernel and architecture what ptxas says of it."""
-    nvcc = shutil.which("nvcc")
-    if nvcc is None:
-        pytest.skip("there is no nvcc here")
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
-    targets = [number for number in ARCHITECTURES if f"compute_{number}" in listed]
-    found = {}
-    for source in SOURCES:
-        command = [
-            *(nvcc, "-std=c++17", "-O3", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra,-Werror", "-Werror=all-warnings"),
-            *(f"-gencode=arch=compute_{number},code=sm_{number}" for number in targets),
-            *("--threads=0", "-c", source, "-o", tmp_path_factory.mktemp("cuda") / "kernels.o"),
-        ]
-        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        for entry in re.split("Compiling entry function ", done.stderr)[1:]:
-            mangled, architecture = re.match(r"'(\w+)' for 'sm_(\d+)'", entry).groups()
-            found[mangled, int(architecture)] = entry
-    assert {architecture for _, architecture in found} == set(targets)
+def kernels():
+    """The architecture, the name, the registers of a thread and the bytes of its stack, for each kernel."""
+    built = native.build_info()
+    if not built or not built["cuda"]:
+        pytest.skip("the extension is built without CUDA")
+    found = []
+    for code in resource_usage(Path(native.extension().__file__)).split("arch = sm_")[1:]:
+        architecture = int(re.match(r"\d+", code)[0])
+        for mangled, *numbers in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", code):
+            (name,) = (name for name in MOST_REGISTERS if name in mangled)
+            registers, stack, local = map(int, numbers)
+            found.append((architecture, name, registers, stack + local))
+    assert {architecture for architecture, *_ in found} == set(built["cuda_architectures"])
     return found
 
 
-@pytest.mark.slow
-def test_nothing_spills_and_registers_leave_room_for_several_blocks(compiled):
-    for (mangled, architecture), told in compiled.items():
-        (most,) = (most for name, most in MOST_REGISTERS.items() if name in mangled)
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in told, told
-        registers = int(re.search(r"Used (\d+) registers", told)[1])
-        assert registers <= most, f"{mangled} on sm_{architecture}: {registers} registers"
+def test_nothing_spills_and_registers_leave_room_for_several_blocks(kernels):
+    for architecture, name, registers, stack in kernels:
+        assert stack == 0, f"{name} on sm_{architecture}: {stack} bytes of stack"
+        assert registers <= MOST_REGISTERS[name], f"{name} on sm_{architecture}: {registers} registers"
 
 
-@pytest.mark.slow
-def test_a_kernel_for_each_type_and_width_and_few_for_spectra(compiled):
-    names = [mangled for mangled, architecture in compiled if architecture == 90]
-    assert sum("gather_kernel" in name for name in names) == 4
-    assert sum("merge_kernel" in name for name in names) == 3 + 2 + 4 + 4
-    assert len(names) == 4 + 3 + 2 + 4 + 4 + 4
+def test_a_kernel_for_each_type_and_width_and_few_for_spectra(kernels):
+    for architecture in {architecture for architecture, *_ in kernels}:
+        count = Counter(name for found, name, *_ in kernels if found == architecture)
+        assert count["gather_kernel"] == 4
+        assert count["merge_kernel"] == 3 + 2 + 4 + 4
+        assert count.total() == 4 + 3 + 2 + 4 + 4 + 4

@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Instead of compiling for a minute, the build compiles bindings of its own: what setup.py does is the same.
+# Instead of compiling for minutes, the build compiles bindings of its own: what setup.py does is the same.
 BINDINGS = """
-#include <pybind11/pybind11.h>
-PYBIND11_MODULE(_C, module) {
+#include <Python.h>
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C"};
+PyMODINIT_FUNC PyInit__C() {
+    PyObject* module = PyModule_Create(&definition);
 #ifdef MEDSORA_CUDA
-    module.attr("cuda") = MEDSORA_CUDA;
-    module.attr("architectures") = pybind11::make_tuple(MEDSORA_CUDA_ARCHITECTURES);
+    PyModule_AddStringConstant(module, "cuda", MEDSORA_CUDA);
+    PyObject* architectures = PyList_New(0);
+    const int numbers[] = {MEDSORA_CUDA_ARCHITECTURES};
+    for (int number : numbers) PyList_Append(architectures, PyLong_FromLong(number));
+    PyModule_AddObject(module, "architectures", architectures);
 #else
-    module.attr("cuda") = pybind11::none();
+    PyModule_AddObject(module, "cuda", Py_NewRef(Py_None));
 #endif
+    return module;
 }
 """
 KERNELS = "__global__ void fill(int* to) { *to = 1; }\nvoid launch() { fill<<<1, 1>>>(nullptr); }\n"
@@ -50,7 +56,7 @@ def build(tmp_path):
             )
 
         done = run("setup.py", "build_ext", "--inplace")
-        script = "from medsora_ops import _C; print(_C.cuda, *getattr(_C, 'architectures', ()))"
+        script = "from medsora_ops import _C; print(_C.cuda, *getattr(_C, 'architectures', []))"
         return done.returncode, done.stdout + done.stderr, run("-c", script).stdout.split()
 
     return build

@@ -61,7 +61,9 @@ def archives(checkout, tmp_path_factory):
     for tool in ("build", "pybind11", "setuptools"):
         pytest.importorskip(tool)
     folder = tmp_path_factory.mktemp("dist")
-    printed = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
+    # For one GPU alone, as each takes nvcc some 15 seconds.
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, checkout)
+    printed = run(*command, MEDSORA_CUDA_ARCHS="80")
     (sdist,) = folder.glob("*.tar.gz")
     (wheel,) = folder.glob("*.whl")
     return sdist, wheel, printed
@@ -168,7 +170,7 @@ def compile_strictly(compiler, folder, *flags):
 
 def test_the_build_warns_of_nothing_in_the_sources(archives):
     assert "csrc/bindings.cpp" in archives[2]
-    assert not [line for line in archives[2].splitlines() if re.search(r"csrc/\S+ warning:", line)]
+    assert not [line for line in archives[2].splitlines() if re.search(r"csrc/\S+ warning\b", line)]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ here")

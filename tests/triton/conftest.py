@@ -22,11 +22,17 @@ if not INTERPRETED and not torch.cuda.is_available():
     collect_ignore_glob = ["test_*.py"]
 
 if INTERPRETED:
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.language import core
+    from triton.runtime import interpreter
 
-    # The interpreter patches triton.language at a launch, and once more, to no effect, in each function that the kernel
-    # calls: a third of the time of these tests.
-    InterpretedFunction.__call__ = lambda function, *args, **kwargs: function.rewrite()(*args, **kwargs)
+    def call_from_a_kernel(function, *args, **kwargs):
+        """Triton patches triton.language at each launch and again in each call within a kernel: a third of the time of
+        these tests, of use only to functions of Triton's own such as `zeros`, the first time."""
+        if function.fn.__globals__.get("core") is core and core.is_builtin(core.full):
+            interpreter._patch_lang(function.fn)
+        return function.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call_from_a_kernel
 
 
 @pytest.fixture(scope="session")
