@@ -25,7 +25,7 @@ from medsora_ops import launch
 
 Config = TypeVar("Config")
 FORMAT = 1
-_SHIPPED = Path(__file__).with_name("configs.json")
+SHIPPED = Path(__file__).with_name("configs.json")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def choose(kernel: str, default: Config, x: torch.Tensor, length: int, head_dim:
 @functools.lru_cache(maxsize=4096)  # asked at every call
 def _chosen(kernel, default, architecture, length, head_dim, state, dtype):
     case = Case(kernel, architecture, length, head_dim, state, str(dtype).removeprefix("torch."))
-    entry = next((table[case] for table in (user_table(), read(_SHIPPED)) if case in table), None)
+    entry = next((table[case] for table in (user_table(), read(SHIPPED)) if case in table), None)
     return default if entry is None else dataclasses.replace(default, **entry["values"])
 
 
@@ -72,7 +72,7 @@ def user_table() -> dict[Case, dict]:
 
 def told() -> str:
     """For the report: "3 measured in /home/me/configs.json, 0 shipped, else defaults, measured nowhere"."""
-    found = [f"{len(user_table())} measured in {user_path()}", f"{len(read(_SHIPPED))} shipped"]
+    found = [f"{len(user_table())} measured in {user_path()}", f"{len(read(SHIPPED))} shipped"]
     return ", ".join([*found, "else defaults, measured nowhere"])
 
 

@@ -29,6 +29,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from medsora_ops import configs
 from medsora_ops.launch import REGISTERS, Compiled, compiling, distinct
 from medsora_ops.paths import ScanPath
 
@@ -81,10 +82,15 @@ def compiling_for(target: str, processors: int = 2) -> Iterator[list[Compiled]]:
     aim = GPUTarget(kind, int(architecture), 32) if kind == "cuda" else GPUTarget(kind, architecture, 64)
     triton.runtime.driver.set_active(_Absent(aim))
     try:
-        with compiling(f"sm_{architecture}" if kind == "cuda" else architecture, processors) as compiled:
+        with compiling(_architecture(target), processors) as compiled:
             yield compiled
     finally:
         triton.runtime.driver._active = before
+
+
+def _architecture(target: str) -> str:
+    """As tables name it: "sm_90", "gfx942"."""
+    return target.replace("cuda:", "sm_").removeprefix("hip:")
 
 
 def resources(compiled: Compiled) -> Resources:
@@ -174,6 +180,33 @@ def compile_rare_scans(target: str, dtype: torch.dtype) -> list[Compiled]:
     return distinct(compiled)
 
 
+def shipped(target: str) -> list[configs.Case]:
+    """What the shipped table has measured configurations for."""
+    return [case for case in configs.read(configs.SHIPPED) if case.architecture == _architecture(target)]
+
+
+def compile_shipped(target: str, case: configs.Case) -> list[Compiled]:
+    """The kernels that a configuration of the shipped table cuts, and those launched beside them."""
+    from medsora_ops.scan import triton as scans
+    from medsora_ops.warmup import describe
+
+    dtype, length, heads, backward = getattr(torch, case.dtype), case.length, 16, case.kernel.endswith("bwd")
+    # One sequence fills a chip of one multiprocessor, and is taken whole there; else it goes chunk by chunk.
+    with compiling_for(target, MANY if "chunk" in case.kernel else 1) as compiled:
+        if case.kernel.startswith("path_scan"):
+            settings = (heads * case.head_dim, case.head_dim, case.state, 1, 4, True, None, True, dtype, torch.float32)
+            describe((ScanPath.raster((1, 1, length)),), *settings, backward)
+        else:
+            x = torch.empty(1, length, heads, case.head_dim, dtype=dtype, device="meta")
+            groups, steps = x.new_empty(1, length, 1, case.state), x.new_empty(1, length, heads)
+            single = steps.new_empty(heads, dtype=torch.float32)
+            arguments = (x, steps, single, groups, groups, single, x, single, None, True, False)
+            outputs = scans.ssd_scan(*arguments)
+            if backward:
+                scans.ssd_scan_backward(outputs, *arguments)
+    return distinct(compiled)
+
+
 def compile_reorders(target: str, dtype: torch.dtype) -> list[Compiled]:
     """`gather` and `merge`."""
     from medsora_ops.reorder import triton as reorders
@@ -207,6 +240,12 @@ def report(target: str, dtype: torch.dtype, head_dim: int, state: int) -> list[d
 def report_rare_scans(target: str, dtype: torch.dtype) -> list[dict]:
     """Likewise of `compile_rare_scans`."""
     return _rows(compile_rare_scans(target, dtype), target, dtype, head_dim=64, state=128)
+
+
+def report_shipped(target: str, case: configs.Case) -> list[dict]:
+    """Likewise of `compile_shipped`."""
+    sizes = dict(head_dim=case.head_dim, state=case.state)
+    return _rows(compile_shipped(target, case), target, getattr(torch, case.dtype), **sizes)
 
 
 def report_others(target: str, dtype: torch.dtype) -> list[dict]:
@@ -286,6 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _all_rows(options: argparse.Namespace) -> Iterator[dict]:
     """In order, whichever process is done first."""
     cases = []
+    if not options.rare:
+        cases += [functools.partial(report_shipped, aim, case) for aim in options.targets for case in shipped(aim)]
     for target, dtype in itertools.product(options.targets, options.dtypes):
         kind = getattr(torch, dtype)
         if options.rare:

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
-from medsora_ops import offline, path_scan  # noqa: E402
+from medsora_ops import configs, offline, path_scan  # noqa: E402
 from medsora_ops.launch import launch  # noqa: E402
 from medsora_ops.paths import ScanPath  # noqa: E402
 from medsora_ops.scan import tile_launch  # noqa: E402
@@ -124,6 +124,17 @@ def test_a_sigmoid_is_an_exponential_and_a_reciprocal():
 def test_rare_scans_compile_and_fit(capsys):
     assert offline.main(["--rare", "--targets", "cuda:90"]) == 0
     assert "; 0 use a stack" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kernel", ["path_scan_tile_fwd", "path_scan_chunk_fwd", "ssd_scan_fwd"])
+def test_what_the_shipped_table_has_measured_is_compiled_as_it_says(kernel, tmp_path, monkeypatch):
+    case = configs.Case(kernel, "sm_90", 8, 32, 16, "float16")
+    configs.write(tmp_path / "table.json", {case: {"values": {"num_warps": 2}, "measured": {}}})
+    monkeypatch.setattr(configs, "SHIPPED", tmp_path / "table.json")
+    assert offline.shipped("cuda:80") == [] and offline.shipped("cuda:90") == [case]
+    warps = {row["kernel"]: row["warps"] for row in offline.report_shipped("cuda:90", case)}
+    configs._chosen.cache_clear()
+    assert warps[f"{kernel}_kernel"] == 2
 
 
 @pytest.mark.parametrize(("head_dim", "state"), [(32, 16), (64, 64)])

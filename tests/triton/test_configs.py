@@ -53,11 +53,11 @@ def test_a_damaged_table_is_named(own_table, content, device):
 
 
 def test_the_shipped_table_is_sound():
-    for case, entry in configs.read(configs._SHIPPED).items():
+    for case, entry in configs.read(configs.SHIPPED).items():
         assert entry["measured"].keys() >= {"chip", "date", "torch", "triton"}
         whole = case.kernel.startswith(("path_scan_tile", "path_scan_sequence"))
         dataclasses.replace(TileConfig() if whole else FORWARD, **entry["values"])
-    assert json.loads(configs._SHIPPED.read_text())["format"] == configs.FORMAT
+    assert json.loads(configs.SHIPPED.read_text())["format"] == configs.FORMAT
 
 
 @pytest.mark.parametrize("dtype, state", [(torch.float32, 16), (torch.float16, 160)])
