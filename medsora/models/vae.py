@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from medsora.models.compensation import COMPENSATIONS, attach_compensation
+from medsora.models.convolution import take_small_videos
 from medsora.pretrained import locate
 
 # A pipeline recognises a component class only if the module that defines it also holds the name ModelMixin.
@@ -56,7 +57,8 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
     folded_frames: frames folded into channels by the convolutional latent compensation.
     pixel_unshuffle: side of the pixel blocks folded into channels before the encoder and unfolded after the decoder.
     All other arguments are those of diffusers' `AutoencoderKLCogVideoX`; `sample_height` and `sample_width` are in
-    pixels. A fresh compensation reproduces the backbone bit for bit.
+    pixels. A fresh compensation reproduces the backbone bit for bit, but for one small video on a CPU, whose
+    convolutions are summed in another order (`medsora.models.convolution`).
     `config.scaling_factor`: latents times this have about unit variance.
     Raises ValueError for settings that do not fit.
     """
@@ -134,6 +136,7 @@ class FrequencyCompensatedVAE(AutoencoderKLCogVideoX):
             in_channels=in_channels, out_channels=out_channels, sample_height=sample_height, sample_width=sample_width
         )
         attach_compensation(self, compensation, tuple(spectrum_grid), detail_bands, folded_frames)
+        take_small_videos(self)
 
     @classmethod
     def preset(cls, name: str, **overrides) -> Self:

@@ -48,7 +48,7 @@ def test_fresh_compensation_reproduces_the_backbone_bit_for_bit(kind):
     vae = micro(compensation=kind, pixel_unshuffle=1)
     other = plain(vae)
     for frames in (1, 9, 16):
-        x = clip(frames)
+        x = clip(frames, batch=2)
         wanted = other.encode(x).latent_dist
         got = vae.encode(x).latent_dist
         assert torch.equal(got.parameters, wanted.parameters)
@@ -335,7 +335,7 @@ def test_load_backbone(kind, tmp_path):
     other.save_pretrained(tmp_path)
     vae = FrequencyCompensatedVAE.load_backbone(str(tmp_path), compensation=kind)
     assert vae.config.compensation == kind and all(p.isfinite().all() and p.requires_grad for p in vae.parameters())
-    x = clip(9)
+    x = clip(9, batch=2)
     assert torch.equal(vae(x).sample, other(x).sample)
     half = FrequencyCompensatedVAE.load_backbone(str(tmp_path), compensation=kind, torch_dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
