@@ -36,7 +36,7 @@ def candidates(
 
     room, way = _whole(kernel), kernel.rpartition("_")[2]
     if room:
-        default = room.default(way, dtype)
+        default = room.default(way, dtype, state)
     else:
         default = chunk_config.FORWARD if way == "fwd" else chunk_config.BACKWARD
         default = chunk_config.fitting(default, dtype, state, architecture)

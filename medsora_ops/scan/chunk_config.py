@@ -74,7 +74,7 @@ def fitting(config: ChunkConfig, dtype: torch.dtype, state: int, architecture: s
         return config
     if way == FORWARD:
         return replace(config, tokens=16, channels=32) if ampere else replace(config, tokens=16)
-    return replace(config, tokens=16, channels=32, segment=16)
+    return replace(config, tokens=16, channels=32, segment=16, conv_tokens=32)
 
 
 def contiguous(x: Tensor | None) -> Tensor | None:

@@ -20,11 +20,12 @@ _FORWARD_FLOAT32 = replace(FORWARD, programs=1)  # of twice the registers
 _BACKWARD_FLOAT16 = replace(BACKWARD, channels=32)  # as its scratch is float32
 
 
-def default(way: str, dtype: torch.dtype) -> TileConfig:
+def default(way: str, dtype: torch.dtype, state: int) -> TileConfig:
     """way: "fwd" or "bwd"."""
     if way == "fwd":
         return _FORWARD_FLOAT32 if dtype == torch.float32 else FORWARD
-    return _BACKWARD_FLOAT16 if dtype == torch.float16 else BACKWARD
+    config = _BACKWARD_FLOAT16 if dtype == torch.float16 else BACKWARD
+    return replace(config, tokens=32) if state > 128 else config  # which else takes more registers than there are
 
 
 def forward(rows: Tensor, parameters: Sequence[Tensor | None], offsets, strides, mixer: Mixer, config: TileConfig):

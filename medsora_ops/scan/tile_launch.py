@@ -42,8 +42,8 @@ FORWARD = TileConfig(channels=64)
 BACKWARD = TileConfig(state=32)
 
 
-def default(way: str, dtype: torch.dtype) -> TileConfig:
-    """way: "fwd" or "bwd"."""
+def default(way: str, dtype: torch.dtype, state: int) -> TileConfig:
+    """way: "fwd" or "bwd"; the same for every dtype and state."""
     return FORWARD if way == "fwd" else BACKWARD
 
 

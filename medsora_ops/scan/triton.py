@@ -121,7 +121,7 @@ def _occupy(tokens: int, lengths: Sequence[int], mixer: Mixer, processors: int, 
 
 def _whole_config(room, kernel: str, way: str, rows: Tensor, tables: Sequence[Tensor], mixer: Mixer):
     longest, sizes = max(table.shape[0] for table in tables), (mixer.head_dim, mixer.state)
-    return choose(f"{kernel}_{way}", room.default(way, rows.dtype), rows, longest, *sizes)
+    return choose(f"{kernel}_{way}", room.default(way, rows.dtype, mixer.state), rows, longest, *sizes)
 
 
 def _by_config(kernel: str, default: ChunkConfig, rows: Tensor, offsets, long: Sequence[int], mixer: Mixer):

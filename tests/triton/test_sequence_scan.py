@@ -77,6 +77,13 @@ def test_every_way_of_cutting(device, config):
     check_blocks(Case(kinds=("raster",), grid=(1, 1, 70), heads=1, head_dim=40, state=40, seed=3), device, config)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_large_states_are_cut_smaller_on_the_way_back(device, dtype):
+    assert sequence_launch.default("bwd", dtype, 144).tokens < sequence_launch.default("bwd", dtype, 128).tokens
+    case = Case(kinds=("raster",), grid=(1, 1, 70), heads=1, state=144, bidirectional=False, dtype=dtype)
+    check(case, device)
+
+
 def test_paths_of_all_lengths_in_one_call(device, monkeypatch):
     """One in a tile, one in blocks, one chunk by chunk: gradients of all add up."""
     monkeypatch.setattr(triton, "LONGEST", 100)
