@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from medsora_ops import native
-from medsora_ops.offline import resource_usage
 
 # Of a multiprocessor's 65536: four blocks of 256 threads at a time, or two of 288, which transform images of 64 x 64.
 MOST_REGISTERS = {
@@ -26,8 +25,9 @@ def kernels():
     built = native.build_info()
     if not built or not built["cuda"]:
         pytest.skip("the extension is built without CUDA")
+    offline = pytest.importorskip("medsora_ops.offline", reason="triton, which brings cuobjdump, is not installed")
     found = []
-    for code in resource_usage(Path(native.extension().__file__)).split("arch = sm_")[1:]:
+    for code in offline.resource_usage(Path(native.extension().__file__)).split("arch = sm_")[1:]:
         architecture = int(re.match(r"\d+", code)[0])
         for mangled, *numbers in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", code):
             (name,) = (name for name in MOST_REGISTERS if name in mangled)
