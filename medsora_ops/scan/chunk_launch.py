@@ -143,6 +143,7 @@ def _ssd_forward(
             CUT=cut,
             SOFTPLUS=dt_softplus,
             **config.options(),
+            **sparing(x.device),
         )
 
     with on_device(x):
