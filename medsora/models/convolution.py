@@ -32,7 +32,7 @@ class Conv3d(CogVideoXSafeConv3d):
             and x.dtype == torch.float32
             and x.shape[0] == 1
             and x.shape[1] * x.shape[2] * x.shape[3] <= SMALL
-            and self.kernel_size[1:] != (1, 1)
+            and self.kernel_size[1:] != (1, 1)  # which need no unfolding
             and self.stride == self.dilation == (1, 1, 1)
             and self.padding[0] == 0
             and torch.backends.mkldnn.is_available()

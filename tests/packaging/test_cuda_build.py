@@ -56,7 +56,7 @@ def build(tmp_path):
             )
 
         done = run("setup.py", "build_ext", "--inplace")
-        script = "from medsora_ops import _C; print(_C.cuda, *getattr(_C, 'architectures', []))"
+        script = "from medsora_ops import _C; print(_C.cuda, *getattr(_C, 'architectures', ()))"
         return done.returncode, done.stdout + done.stderr, run("-c", script).stdout.split()
 
     return build
